@@ -1,0 +1,176 @@
+"""The schema of both entry points: types, ranges and one line on every setting. Checked before any work."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.utils import instantiate
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+
+@dataclass
+class FitConfig:
+    """Supervised training with SGD and a cosine schedule."""
+
+    epochs: int = MISSING
+    """Passes over the training images."""
+    max_steps: int = -1
+    """Stop after this many batches, whatever the epochs; -1: no such limit."""
+    lr: float = MISSING
+    """Initial learning rate, annealed to 0."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 4e-5
+    """L2 penalty on all parameters."""
+
+    def check(self, name: str) -> None:
+        """Raise ValueError for values out of range."""
+        _require(self.epochs >= 0, f"{name}.epochs", self.epochs, "at least 0")
+        _require(self.max_steps >= -1, f"{name}.max_steps", self.max_steps, "at least 0, or -1 for no limit")
+        _require(self.lr > 0, f"{name}.lr", self.lr, "above 0")
+        _require(0 <= self.momentum < 1, f"{name}.momentum", self.momentum, "in [0, 1)")
+        _require(self.weight_decay >= 0, f"{name}.weight_decay", self.weight_decay, "at least 0")
+
+
+@dataclass
+class SearchConfig:
+    """Settings of search.py."""
+
+    model: Any = MISSING
+    """Which network."""
+    data: Any = MISSING
+    """Which images."""
+    agent: Any = MISSING
+    """What proposes widths."""
+    cost: Any = MISSING
+    """What the budget counts."""
+    importance: Any = MISSING
+    """Which channels of a group go first."""
+    recovery: Any = MISSING
+    """What a pruned network may do before its reward is taken."""
+    trainer: Any = MISSING
+    """Devices and strategy."""
+    logger: Any = None
+    """Where metrics go."""
+    callbacks: Any = None
+    """Lightning callbacks of base training and fine-tuning."""
+    paths: Any = MISSING
+    """Where files go."""
+    budget: float = MISSING
+    """Fraction of the cost that may stay, in (0, 1]."""
+    weights: str | None = None
+    """Checkpoint of the trained network; default: the library's own; null: train one first."""
+    seed: int = 0
+    """Of everything random."""
+    episodes: int = 200
+    """Episodes of the search: networks proposed, all ranks together."""
+    reward_images: int | None = 1000
+    """Images of the reward split that a reward is taken on; null: all."""
+    finalists: int = 5
+    """How many of the best networks are measured again on the whole reward split to declare the winner."""
+    max_steps: int = 5
+    """Actions an episode may take to reach the budget."""
+    min_keep: float = 0.1
+    """Fraction of its channels that every group keeps at least."""
+    divisor: int = 1
+    """Keep multiples of this many channels, e.g. 8 for tensor cores."""
+    exclude: list[str] = field(default_factory=list)
+    """Regular expressions of parameter names; groups that run through them stay whole."""
+    base: FitConfig = field(default_factory=FitConfig)
+    """Training of the base network where there are no weights."""
+    finetune: FitConfig = field(default_factory=FitConfig)
+    """Fine-tuning of the pruned network at the end."""
+    traceback: bool = False
+    """Show Python's traceback where the configuration is at fault."""
+
+    def check(self) -> None:
+        """Raise ValueError for values out of range."""
+        _require(0 < self.budget <= 1, "budget", self.budget, "a fraction in (0, 1], e.g. budget=0.7 keeps 70 %")
+        _require(self.seed >= 0, "seed", self.seed, "at least 0")
+        _require(self.episodes >= 1, "episodes", self.episodes, "at least 1")
+        if self.reward_images is not None:
+            _require(self.reward_images >= 1, "reward_images", self.reward_images, "at least 1, or null for all")
+        _require(self.finalists >= 1, "finalists", self.finalists, "at least 1")
+        _require(self.max_steps >= 1, "max_steps", self.max_steps, "at least 1")
+        _require(0 <= self.min_keep <= 1, "min_keep", self.min_keep, "a fraction in [0, 1]")
+        _require(self.divisor >= 1, "divisor", self.divisor, "at least 1")
+        self.base.check("base")
+        self.finetune.check("finetune")
+
+
+@dataclass
+class TrainConfig:
+    """Settings of train.py."""
+
+    plan: str | None = None
+    """The plan.json of a finished search, to fine-tune its network; null: train a base network."""
+    model: Any = None
+    """Which network to train; a plan names its own."""
+    data: Any = None
+    """Which images; null: those of the plan's search."""
+    trainer: Any = MISSING
+    """Devices and strategy."""
+    logger: Any = None
+    """Where metrics go."""
+    callbacks: Any = None
+    """Lightning callbacks."""
+    paths: Any = MISSING
+    """Where files go."""
+    weights: str | None = None
+    """Checkpoint to start a base network from; null: from scratch. A plan starts from its pruned network."""
+    seed: int = 0
+    """Of everything random."""
+    fit: FitConfig = field(default_factory=FitConfig)
+    """The training."""
+    traceback: bool = False
+    """Show Python's traceback where the configuration is at fault."""
+
+    def check(self) -> None:
+        """Raise ValueError for values out of range."""
+        _require(self.seed >= 0, "seed", self.seed, "at least 0")
+        self.fit.check("fit")
+        if self.plan is None and (self.model is None or self.data is None):
+            raise ValueError(
+                "nothing to train: give the plan.json of a search, plan=outputs/search/<run>/plan.json, or a network and "
+                "images, e.g. model=resnet20 data=cifar10."
+            )
+        if self.plan is not None and (self.model is not None or self.weights is not None):
+            raise ValueError(f"plan={self.plan} brings its own network and weights; drop model= and weights=.")
+
+
+def typed(config: DictConfig, schema: type[SearchConfig] | type[TrainConfig]) -> Any:
+    """The scalars of a composed configuration as a checked dataclass; groups stay as configuration nodes.
+
+    Raises:
+        ValueError: If a value is missing or out of range, with the override to type.
+    """
+    groups = {name for name, field_ in schema.__dataclass_fields__.items() if field_.type is Any}
+    for name in schema.__dataclass_fields__:
+        if OmegaConf.is_missing(config, name):
+            raise ValueError(f"{name} is missing; add {name}=… (see --help).")
+    plain = OmegaConf.to_object(OmegaConf.masked_copy(config, [n for n in schema.__dataclass_fields__ if n not in groups]))
+    result = plain if isinstance(plain, schema) else schema(**plain)  # type: ignore[arg-type]
+    for name in groups:
+        setattr(result, name, config[name])
+    result.check()
+    return result
+
+
+def build(node: DictConfig, **arguments: Any) -> Any:
+    """Instantiates a group's `_target_`; what the configuration cannot hold comes as an argument.
+
+    Hydra only binds the values: a call through it would copy dataclasses and wrap the constructor's own errors.
+    """
+    return instantiate(node, _partial_=True, _convert_="all")(**arguments)
+
+
+def register() -> None:
+    """Makes the schemas known to Hydra."""
+    store = ConfigStore.instance()
+    store.store(name="search_schema", node=SearchConfig)
+    store.store(name="train_schema", node=TrainConfig)
+
+
+def _require(holds: bool, name: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"{name}={value} is not possible; it must be {allowed}.")

@@ -1,0 +1,138 @@
+"""Class folders, or tars of them, from small pictures to ImageNet."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gnnrl_lightning.data.files import TAR_SUFFIXES, ImageFiles, index_files, is_tar
+from gnnrl_lightning.data.images import FileImages, ImageSet, cut, in_memory
+from gnnrl_lightning.data.module import ImageDataModule
+from gnnrl_lightning.data.preprocessing import Preprocessing
+
+
+class FolderDataModule(ImageDataModule):
+    """Images `<class>/<file>` in folders or tars; the classes are numbered in the order of their sorted names.
+
+    `root` holds `train` and `test` (or `val`), each a folder or a `.tar`, `.tar.gz` or `.tgz`. Where there is only one
+    of them, or `root` is itself a folder of class folders or a tar, a fixed part of it is the test split and the rest
+    stands in for the training set.
+
+    Images of one square size of at most 64 pixels are held in memory; larger ones are decoded when they are used and
+    transformed as the network's preprocessing says. A plain `.tar` is read at random on disk; a compressed one is
+    decompressed into memory.
+
+    Args:
+        root: the folder or tar.
+        size: side in pixels that the network is fed; null keeps small images as they are and brings others to the size
+            of the network's preprocessing.
+        resize: shorter side in pixels that large images are brought to before their centre is cut; null keeps the
+            proportion to `size` that the network's preprocessing has.
+        test_fraction: share of the only set that is the test split, in (0, 1).
+        num_workers: processes that decode large images.
+        **common: see `ImageDataModule`.
+    """
+
+    def __init__(
+        self, root: str, size: int | None, resize: int | None, test_fraction: float, num_workers: int, **common: Any
+    ) -> None:
+        super().__init__(**common)
+        self.root = Path(root).expanduser()
+        self.size = size
+        self.resize = resize
+        self.test_fraction = test_fraction
+        self.num_workers = num_workers
+        self._files: list[ImageFiles] = []
+
+    def check(self) -> None:
+        """Find wrong settings; lists the names of the images.
+
+        Raises:
+            ValueError: a setting is out of its range, `root` is absent or without images, or the classes of its sets
+                differ from each other or from `num_classes`.
+        """
+        super().check()
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"data.size={self.size} is too small; give a side in pixels, or null.")
+        crop = self._scaled().crop
+        if self.resize is not None and self.resize < crop:
+            raise ValueError(f"data.resize={self.resize} is smaller than the centre that is cut; give {crop} or more.")
+        if not 0 < self.test_fraction < 1:
+            raise ValueError(f"data.test_fraction={self.test_fraction} must lie between 0 and 1, e.g. 0.5.")
+        if self.num_workers < 0:
+            raise ValueError(f"data.num_workers={self.num_workers} is negative; give 0 or more.")
+        files = self._indexed()
+        training = len(files[0]) if len(files) == 2 else len(files[0]) - self._test_images(files[0])
+        self._check_found(len(files[0].classes), training)
+
+    def load(self) -> tuple[ImageSet, ImageSet]:
+        """Decode small images, or only index large ones."""
+        files = self._indexed()
+        sets = self._in_memory(files)
+        if not sets:
+            sets = [FileImages(each, np.arange(len(each)), self._scaled()) for each in files]
+            self.loader_workers = self.num_workers
+        self._files = []
+        if len(sets) == 2:
+            return sets[0], sets[1]
+        test, rest = cut(sets[0], self._test_images(files[0]))
+        return rest, test
+
+    def _in_memory(self, files: list[ImageFiles]) -> list[ImageSet]:
+        """All sets in memory, or none if one has large images or the sizes differ."""
+        sets: list[ImageSet] = []
+        for each in files:
+            images = in_memory(each, self.size, self.preprocessing.interpolation)
+            if images is None or (sets and images.side != sets[0].side):
+                return []
+            sets.append(images)
+        return sets
+
+    def _scaled(self) -> Preprocessing:
+        """The network's preprocessing with `size` and `resize` in it."""
+        to = self.preprocessing
+        crop = self.size or to.crop
+        return replace(to, crop=crop, resize=self.resize or round(crop * to.resize / to.crop))
+
+    def _test_images(self, files: ImageFiles) -> int:
+        return max(1, round(self.test_fraction * len(files)))
+
+    def _indexed(self) -> list[ImageFiles]:
+        """The training and the test images, or the only images there are; listed once."""
+        if not self._files:
+            files = [index_files(path) for path in self._located()]
+            differing = set(files[0].classes) ^ set(files[-1].classes)
+            if differing:
+                raise ValueError(
+                    f"{files[0].path} and {files[-1].path} must have the same classes but {min(differing)!r} is in "
+                    "one of them only; mend them or give another data.root=<path>."
+                )
+            self._files = files
+        return self._files
+
+    def _located(self) -> list[Path]:
+        """Where the training and the test images are, or the only ones."""
+        if not self.root.exists():
+            raise ValueError(
+                f"data.root={self.root} does not exist; give a folder of class folders or a .tar of them, "
+                "e.g. data.root=~/cifar10, or use data=digits."
+            )
+        if not self.root.is_dir():
+            if not is_tar(self.root):
+                raise ValueError(
+                    f"data.root={self.root} is neither a folder nor a {', '.join(TAR_SUFFIXES)}; "
+                    "give a folder of class folders or a .tar of them."
+                )
+            return [self.root]
+        train, test, val = (_find_set(self.root, name) for name in ("train", "test", "val"))
+        return [path for path in (train, test or val) if path is not None] or [self.root]
+
+
+def _find_set(root: Path, name: str) -> Path | None:
+    """A folder of folders or a tar of that name; ImageNet's `test`, images without classes, is not one."""
+    folder = root / name
+    if folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir()):
+        return folder
+    tars = [root / f"{name}{suffix}" for suffix in TAR_SUFFIXES]
+    return next((path for path in tars if is_tar(path)), None)

@@ -1,0 +1,229 @@
+"""What all data modules share: the cut into train, reward and test, the loaders, and tensors for the search."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from gnnrl_lightning.data.images import ImageSet, cut
+from gnnrl_lightning.data.preprocessing import Preprocessing
+
+Batch = tuple[Tensor, Tensor]
+_DECODED_AT_ONCE = 256
+_MOST_REWARD_IMAGES = 5000
+
+
+class SplitDataset(Dataset[Batch]):
+    """One split, fetched a batch at a time: images float32 [B, 3, S, S] and labels int64 [B].
+
+    With a `generator` the images are augmented, drawing from it.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        preprocessing: Preprocessing,
+        flip: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.images = images
+        self.preprocessing = preprocessing
+        self.flip = flip
+        self.generator = generator
+
+    def __len__(self) -> int:
+        return len(self.images.labels)
+
+    def __getitem__(self, row: int) -> Batch:
+        images, labels = self.__getitems__([row])
+        return images[0], labels[0]
+
+    def __getitems__(self, rows: list[int]) -> Batch:
+        """Fetch a whole batch; the loader calls this in place of `__getitem__`."""
+        if self.generator is None:
+            pixels = self.images.evaluation(rows)
+        else:
+            pixels = self.images.augmented(rows, self.flip, self.generator)
+        return self.preprocessing.normalise(pixels), self.images.labels[rows]
+
+
+class ImageDataModule(LightningDataModule, ABC):
+    """Labelled images in three splits that share no image: `train`, `reward` and `test`.
+
+    The reward split, which is all that a search sees of the data, is cut from the training images by a fixed stratified
+    permutation; the run's `seed` only drives shuffling and augmentation. Call `check()` first, then, unless a Lightning
+    trainer does, `prepare_data()` and `setup()`.
+
+    Args:
+        name: what reports call the data.
+        num_classes: number of classes, compared with what is found.
+        reward_images: size of the reward split; null takes 5,000 or half of the training images if that is fewer.
+        batch_size: images of a training batch (per device).
+        eval_batch_size: images of a batch of the reward and test splits (per device).
+        flip: whether training images are mirrored at random.
+        epochs: for how many epochs a network without weights is trained on this data; read by the caller.
+        preprocessing: what the network expects of its images.
+        seed: of shuffling and augmentation.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        num_classes: int,
+        reward_images: int | None,
+        batch_size: int,
+        eval_batch_size: int,
+        flip: bool,
+        epochs: int,
+        preprocessing: Preprocessing,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.num_classes = num_classes
+        self.reward_images = reward_images
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.flip = flip
+        self.epochs = epochs
+        self.preprocessing = preprocessing
+        self.seed = seed
+        self.loader_workers = 0  # images in memory come faster without
+        self.splits: dict[str, ImageSet] = {}
+        self._generator: torch.Generator | None = None
+        self._resumed: Tensor | None = None
+
+    @abstractmethod
+    def load(self) -> tuple[ImageSet, ImageSet]:
+        """The training images, of which the reward split is still a part, and the test images."""
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the squares that the network is fed; known after `setup()`."""
+        assert self.splits, "image_size is known after setup()"
+        return self.splits["test"].side
+
+    def check(self) -> None:
+        """Find what can be known to be wrong before any download, decoding or training.
+
+        Raises:
+            ValueError: a setting is out of its range or does not agree with the images.
+        """
+        least = {"num_classes": 2, "batch_size": 2, "eval_batch_size": 1, "epochs": 1}
+        for key, value in least.items():
+            if getattr(self, key) < value:
+                raise ValueError(f"data.{key}={getattr(self, key)} is too small; give {value} or more.")
+        if self.reward_images is not None and self.reward_images < 1:
+            raise ValueError(f"data.reward_images={self.reward_images} is too small; give 1 or more.")
+
+    def _check_found(self, classes: int, training: int) -> None:
+        """Compare the settings with the number of classes and of training images that there are."""
+        if classes != self.num_classes:
+            raise ValueError(
+                f"data.num_classes={self.num_classes} but {self.name} has {classes} classes; "
+                f"use data.num_classes={classes}."
+            )
+        if training < 4:
+            raise ValueError(
+                f"{self.name} has only {training} images to train on and to cut the reward split from; "
+                "give a folder with more with data.root=<path>."
+            )
+        if self.reward_images is not None and self.reward_images > training - 2:
+            raise ValueError(
+                f"data.reward_images={self.reward_images} are cut from the {training} training images of "
+                f"{self.name} and must leave some; give at most data.reward_images={training - 2}."
+            )
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the images (or only their names, where they are large) and cut the splits, once."""
+        if self.splits:
+            return
+        self.check()
+        images, test = self.load()
+        reward_images = self.reward_images or min(_MOST_REWARD_IMAGES, len(images.labels) // 2)
+        reward, train = cut(images, reward_images)
+        self.splits = {"train": train, "reward": reward, "test": cut(test, len(test.labels))[0]}
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Augmented and shuffled training images; every call starts the same random sequence anew."""
+        rank = self.trainer.global_rank if self.trainer is not None else 0
+        self._generator = torch.Generator().manual_seed(self.seed + rank)
+        if self._resumed is not None:
+            self._generator.set_state(self._resumed)
+            self._resumed = None
+        train = SplitDataset(self.splits["train"], self.preprocessing, self.flip, self._generator)
+        return self._loader(
+            train,
+            batch_size=self.batch_size,
+            shuffle=True,
+            generator=self._generator,
+            worker_init_fn=_seed_worker,
+            # Batch normalisation cannot train on a last batch of one image.
+            drop_last=len(train) >= self.batch_size,
+        )
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """The reward split, as it is evaluated."""
+        reward = SplitDataset(self.splits["reward"], self.preprocessing)
+        return self._loader(reward, batch_size=self.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """The test split, as it is evaluated."""
+        test = SplitDataset(self.splits["test"], self.preprocessing)
+        return self._loader(test, batch_size=self.eval_batch_size)
+
+    def _loader(self, dataset: SplitDataset, **options: Any) -> DataLoader[Batch]:
+        return DataLoader(
+            dataset,
+            collate_fn=_as_fetched,
+            num_workers=self.loader_workers,
+            pin_memory=torch.cuda.is_available(),
+            **options,
+        )
+
+    def tensors(self, split: str, images: int | None = None) -> tuple[Tensor, Tensor]:
+        """Hold a split in memory, without augmentation: float32 [N, 3, S, S] and labels int64 [N].
+
+        `images` takes the first so many of the split's fixed order, in which any prefix is nearly class-balanced.
+
+        Raises:
+            ValueError: the split has fewer images.
+        """
+        held = self.splits[split]
+        available = len(held.labels)
+        count = available if images is None else images
+        if not 1 <= count <= available:
+            more = " or raise data.reward_images" if split == "reward" else ""
+            raise ValueError(
+                f"{count} images of the {split} split of {self.name} are asked for, which has {available}; "
+                f"ask for 1 to {available}{more}."
+            )
+        tensor = torch.empty(count, 3, held.side, held.side)
+        for start in range(0, count, _DECODED_AT_ONCE):
+            rows = range(start, min(start + _DECODED_AT_ONCE, count))
+            tensor[rows.start : rows.stop] = self.preprocessing.normalise(held.evaluation(rows))
+        return tensor, held.labels[:count].clone()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the random sequence of training stands, so that a resumed run goes on with it."""
+        return {} if self._generator is None else {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the next `train_dataloader()` go on where the checkpoint was written."""
+        self._resumed = state_dict.get("generator")
+
+
+def _as_fetched(batch: Any) -> Any:
+    return batch
+
+
+def _seed_worker(worker_id: int) -> None:
+    """Give each loader process its own stream: its seed is drawn from the loader's generator at every epoch."""
+    worker = get_worker_info()
+    assert worker is not None and isinstance(worker.dataset, SplitDataset)
+    assert worker.dataset.generator is not None
+    worker.dataset.generator.manual_seed(worker.seed)

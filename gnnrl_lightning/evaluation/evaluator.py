@@ -1,0 +1,103 @@
+"""From widths to a reward: importance, surgery, recovery, accuracy on the reward split."""
+
+from typing import Protocol
+
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+
+from gnnrl_lightning.pruning.importance import Magnitude, most_important
+from gnnrl_lightning.pruning.surgery import prune
+from gnnrl_lightning.topology import Topology
+
+
+class Recovery(Protocol):
+    """What a pruned network may do before its reward is taken; see `recovery.py`."""
+
+    images: int
+    """How many training images it needs."""
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> None:
+        """Recovers the network in place."""
+
+
+@torch.inference_mode()
+def correct(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> int:
+    """Number of images whose highest score is their label; images [N, 3, H, W], labels [N]."""
+    model.eval()
+    hits = 0
+    for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+        hits += int((model(x).argmax(1) == y).sum())
+    return hits
+
+
+class Evaluator:
+    """Gives the reward of widths: minus the top-1 error in %, on images held out of the training set.
+
+    Args:
+        model: The trained network; moved to `device` as channels-last, otherwise unchanged.
+        topology: Its channel groups.
+        importance: Which channels of a group go first.
+        recovery: What the pruned network may do before it is measured.
+        reward: Images and labels of the reward split; the search uses the first `reward_images`.
+        train: Training images and labels for recovery.
+        reward_images: How many reward images a reward is taken on.
+        batch_size: Images a forward pass.
+        device: Where networks run.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        topology: Topology,
+        importance: Magnitude,
+        recovery: Recovery,
+        reward: tuple[Tensor, Tensor],
+        train: tuple[Tensor, Tensor],
+        reward_images: int,
+        batch_size: int,
+        device: torch.device,
+    ):
+        self.device = device
+        self.topology = topology
+        self.recovery = recovery
+        self.batch_size = batch_size
+        self.reward_images = reward_images
+        self.model = model.to(device, memory_format=torch.channels_last).eval()
+        self.scores = importance(self.model, topology)
+        self._reward = self._place(reward)
+        self._train = self._place(train)
+
+    def kept(self, widths: Tensor) -> list[list[int]]:
+        """The channels of each group that stay at these widths, [G]."""
+        return most_important(self.scores, widths)
+
+    def network(self, widths: Tensor) -> nn.Module:
+        """The pruned and recovered network of widths [G], in eval mode."""
+        network = prune(self.model, self.topology, self.kept(widths))
+        self.recovery(network, *self._train)
+        return network.eval()
+
+    def __call__(self, widths: Tensor) -> float:
+        """Reward of widths [G]: minus the top-1 error in % on the first `reward_images` images."""
+        images, labels = (part[: self.reward_images] for part in self._reward)
+        return 100.0 * correct(self.network(widths), images, labels, self.batch_size) / len(labels) - 100.0
+
+    def winner(self, finalists: list[Tensor]) -> tuple[Tensor, float]:
+        """The best of a few networks on the whole reward split, and its reward there.
+
+        The best of many rewards on few images is partly luck; a second look at more images takes most of it away.
+        """
+        rewards = [self.whole_split(widths) for widths in track(finalists, "finalists", transient=True)]
+        best = max(range(len(finalists)), key=rewards.__getitem__)
+        return finalists[best], rewards[best]
+
+    def whole_split(self, widths: Tensor) -> float:
+        """Reward of widths [G] on the whole reward split: for the few finalists."""
+        images, labels = self._reward
+        return 100.0 * correct(self.network(widths), images, labels, self.batch_size) / len(labels) - 100.0
+
+    def _place(self, data: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        images, labels = data
+        return images.to(self.device, memory_format=torch.channels_last), labels.to(self.device)
+

@@ -1,0 +1,112 @@
+"""Lightning from the configuration: loggers that are always closed, trainers, and supervised fits."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from gnnrl_lightning.config import FitConfig
+from gnnrl_lightning.data import ImageDataModule
+from gnnrl_lightning.finetune import SupervisedModule
+
+
+@contextmanager
+def open_loggers(config: DictConfig, job_type: str) -> Iterator[list[Logger]]:
+    """The loggers of `conf/logger`; several are possible. Closed at the end, with an exit code if the run failed.
+
+    Jobs of one sweep share the process: a W&B run that is not finished would swallow the next job's.
+    """
+    nodes = [node for node in (config.logger or {}).values() if isinstance(node, DictConfig) and "_target_" in node]
+    logger: list[Logger] = [instantiate(node) for node in nodes]
+    failed = 1
+    try:
+        for each in logger:
+            each.log_hyperparams(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+            if isinstance(each, WandbLogger):
+                each.experiment.config.update({"job_type": job_type}, allow_val_change=True)
+                each.experiment.define_metric("search/episode")
+                each.experiment.define_metric("search/*", step_metric="search/episode")
+                each.experiment.define_metric("losses/*", step_metric="search/episode")
+                each.experiment.define_metric("search/best_reward", step_metric="search/episode", summary="max")
+        yield logger
+        failed = 0
+    finally:
+        if any(isinstance(each, WandbLogger) for each in logger):
+            import wandb
+
+            wandb.finish(exit_code=failed)
+
+
+def log_metrics(logger: list[Logger], metrics: dict[str, float]) -> None:
+    """Sends final numbers to every logger."""
+    for each in logger:
+        each.log_metrics(metrics)
+
+
+def build_trainer(config: DictConfig, logger: list[Logger], callbacks: list[L.Callback], **options: Any) -> L.Trainer:
+    """A trainer on the configured devices."""
+    return L.Trainer(
+        **instantiate(config.trainer, _convert_="all"),
+        logger=logger or False,
+        callbacks=callbacks,
+        default_root_dir=config.paths.run,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **options,
+    )
+
+
+def device_of(config: DictConfig) -> torch.device:
+    """Where networks are evaluated: this process's device of the configured accelerator."""
+    return L.Trainer(
+        accelerator=config.trainer.accelerator, devices=1, logger=False, barebones=True
+    ).strategy.root_device
+
+
+def fit(
+    model: nn.Module,
+    data: ImageDataModule,
+    settings: FitConfig,
+    stage: str,
+    config: DictConfig,
+    logger: list[Logger],
+) -> float:
+    """Trains a network in place.
+
+    Args:
+        model: The network.
+        data: Serves the training images and the reward split.
+        settings: Epochs, learning rate and so on; neither epochs nor steps: nothing happens.
+        stage: Prefix of the metrics: base or finetune.
+        config: For the trainer and its callbacks.
+        logger: Where metrics go.
+
+    Returns:
+        Top-1 in % on the reward split at the end.
+    """
+    module = SupervisedModule(
+        model, data.num_classes, stage, settings.lr, settings.momentum, settings.weight_decay
+    )
+    callbacks = [instantiate(node) for node in (config.callbacks or {}).values()]
+    trainer = build_trainer(
+        config, logger, callbacks if logger else [c for c in callbacks if not _needs_logger(c)],
+        max_epochs=settings.epochs, max_steps=settings.max_steps, log_every_n_steps=10,
+    )
+    model.train()  # Lightning keeps the mode it finds, and a network fresh from its evaluation is in eval
+    trainer.fit(module, datamodule=data)
+    if f"{stage}/reward_top1" not in trainer.callback_metrics:  # stopped by max_steps within the first epoch
+        trainer.validate(module, datamodule=data, verbose=False)
+    return 100 * float(trainer.callback_metrics[f"{stage}/reward_top1"])
+
+
+def _needs_logger(callback: L.Callback) -> bool:
+    return isinstance(callback, L.pytorch.callbacks.LearningRateMonitor)

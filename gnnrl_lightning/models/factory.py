@@ -1,0 +1,133 @@
+"""The one door to networks: `model=…` of the configuration in, a network that fits the data out."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from gnnrl_lightning.data.preprocessing import IMAGENET, Preprocessing
+from gnnrl_lightning.models.sources import SOURCES
+from gnnrl_lightning.models.stem import adapt_stem
+from gnnrl_lightning.models.weights import check_weights, fit_weights, read_weights
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which network: enough to build it again anywhere, so it is stored with every plan."""
+
+    source: str
+    """Where the network comes from: cifar, torchvision or timm."""
+    name: str
+    """The network's name there, e.g. resnet56, mobilenet_v2, ghostnet_100."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the network's constructor, JSON values only, e.g. {width_mult: 0.5}."""
+
+    @classmethod
+    def from_config(cls, node: DictConfig | Mapping[str, Any]) -> "ModelSpec":
+        """The spec of the configuration's `model` node, or of what `to_dict` gave."""
+        if isinstance(node, DictConfig):
+            if OmegaConf.is_missing(node, "name"):
+                raise ValueError(
+                    f"model.name is missing; say which network of {node.source}, e.g. model={node.source} "
+                    f"model.name=resnet50."
+                )
+            node = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
+        return cls(**node)  # type: ignore[arg-type]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form, read back by `from_config`."""
+        return asdict(self)
+
+
+def check_model(spec: ModelSpec, num_classes: int, weights: str | None) -> None:
+    """Raise ValueError when there is no such network or its weights cannot be used; downloads and builds nothing."""
+    if spec.source not in SOURCES:
+        raise ValueError(f"model.source={spec.source} is not known; use model.source={'|'.join(SOURCES)}.")
+    names = SOURCES[spec.source].names()
+    if spec.name not in names:
+        near = difflib.get_close_matches(spec.name, names, n=4) or names[:4]
+        raise ValueError(
+            f"model.name={spec.name} is not one of the {len(names)} networks of {spec.source}; "
+            f"use e.g. {', '.join(f'model.name={name}' for name in near)}."
+        )
+    if weights != "default":
+        check_weights(weights)
+        return
+    pretrained = SOURCES[spec.source].pretrained(spec.name)
+    if pretrained is None:
+        raise ValueError(
+            f"weights=default does not exist for {spec.source}'s {spec.name}; give weights=/path/to/checkpoint or "
+            "weights=null (none)."
+        )
+    if pretrained.num_classes != num_classes:
+        raise ValueError(
+            f"weights=default of {spec.name} has {pretrained.num_classes} classes and the data has {num_classes}; "
+            "fine-tune it on the data first and give weights=/path/to/checkpoint, or use weights=null (none)."
+        )
+
+
+def create_model(spec: ModelSpec, num_classes: int, image_size: int, weights: str | None) -> nn.Module:
+    """The network of spec for [N, 3, image_size, image_size] -> [N, num_classes], in training mode.
+
+    `weights` is None (initialised from torch's global generator), "default" (the library's own, downloaded) or a path.
+    Raises ValueError when there is no such network, it does not take such images, or the weights cannot be used.
+    """
+    check_model(spec, num_classes, weights)
+    pretrained = weights == "default"
+    try:
+        model = SOURCES[spec.source].build(spec.name, num_classes, pretrained, spec.kwargs)
+    except TypeError as error:
+        if not spec.kwargs:
+            raise
+        raise ValueError(
+            f"model.kwargs={spec.kwargs} does not suit {spec.source}'s {spec.name} ({error}); mend or drop it."
+        ) from error
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        raise ValueError(
+            f"weights=default of {spec.source}'s {spec.name} could not be downloaded or does not fit "
+            f"({_first_line(error)}); give weights=/path/to/checkpoint or weights=null (none)."
+        ) from error
+    adapt_stem(model, image_size)
+    if weights is not None and not pretrained:
+        fit_weights(model, read_weights(weights), weights)
+    _check_shapes(model, spec, num_classes, image_size)
+    return model
+
+
+def preprocessing_of(spec: ModelSpec, weights: str | None) -> Preprocessing:
+    """How images were prepared when the weights were evaluated, from metadata: nothing is downloaded.
+
+    Known for `weights=default`; files carry no such metadata, so all others get ImageNet's common one.
+    """
+    pretrained = SOURCES[spec.source].pretrained(spec.name) if weights == "default" else None
+    return pretrained.preprocessing if pretrained else IMAGENET
+
+
+def _check_shapes(model: nn.Module, spec: ModelSpec, num_classes: int, image_size: int) -> None:
+    """Run one blank image: a network for another image size says so now rather than in the middle of a run."""
+    training = model.training
+    try:
+        with torch.no_grad():
+            scores = model.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(
+            f"model.name={spec.name} does not take {image_size}x{image_size} images ({_first_line(error)}); "
+            "use another model= or data of another size, or set the size in model.kwargs if it has one."
+        ) from error
+    model.train(training)
+    shape = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+    if shape != [1, num_classes]:
+        raise ValueError(
+            f"model.name={spec.name} gives {shape} for one image and not one score for each of {num_classes} classes; "
+            "use a classification network or mend model.kwargs."
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

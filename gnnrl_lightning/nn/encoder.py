@@ -1,0 +1,141 @@
+"""The multi-stage GNN of GNN-RL (ICML 2022, eq. 1 to 5): motifs are embedded first, then the network made of them."""
+
+import torch
+from torch import Tensor, nn
+
+from gnnrl_lightning.nn.message_passing import EdgeGCNConv, LearnedPooling
+from gnnrl_lightning.topology.hierarchy import EDGE_KINDS, MOTIF_KINDS, NODE_KINDS, HierarchicalGraph
+
+MOTIF_EDGES = torch.tensor([[0, 1, 2], [1, 2, 3]])
+"""A motif as a quotient graph: split → channels → filtered channels → merge."""
+
+
+class MotifEncoder(nn.Module):
+    """Level 1: embeds each convolution's motif (eq. 1), once for all convolutions that are alike.
+
+    Args:
+        graph: Gives the motifs.
+        size: Size of features and of the embedding.
+        hidden: Size inside.
+    """
+
+    def __init__(self, graph: HierarchicalGraph, size: int, hidden: int):
+        super().__init__()
+        self.node = nn.Embedding(4, size)
+        self.edge = nn.Embedding(3 * len(MOTIF_KINDS), size)
+        self.numbers = nn.Linear(3, size)
+        self.conv = EdgeGCNConv(size, hidden)
+        channels = torch.tensor([motif.channels for motif in graph.motifs])
+        self.pool = LearnedPooling(_class_sizes(channels).flatten())
+        self.linear = nn.Linear(hidden, size)
+        kinds = torch.tensor([MOTIF_KINDS.index(motif.kind) for motif in graph.motifs])
+        numbers = [[motif.kernel / 9, motif.stride / 2] for motif in graph.motifs]
+        self.register_buffer("kind", kinds, persistent=False)
+        self.register_buffer("static", torch.tensor(numbers), persistent=False)
+
+    def forward(self, motif: Tensor, channels: Tensor) -> Tensor:
+        """Embeds motifs.
+
+        Args:
+            motif: Index of each motif, [U].
+            channels: Input channels that it has now, [U].
+
+        Returns:
+            Embeddings, [U, size].
+        """
+        numbers = torch.cat([self.static[motif], channels.unsqueeze(-1).float().log2() / 16], -1)
+        x = self.node.weight + self.numbers(numbers).unsqueeze(1)  # [U, 4, size]
+        edges = self.edge(self.kind[motif].unsqueeze(-1) * 3 + torch.arange(3, device=motif.device))
+        copies = torch.ones(len(motif), 3, device=motif.device)
+        copies[:, 2] = channels
+        h = torch.relu(self.conv(x, MOTIF_EDGES.to(motif.device), edges, copies))
+        classes = 4 * motif.unsqueeze(-1) + torch.arange(4, device=motif.device)
+        weights = self.pool.coefficients(_class_sizes(channels), classes)
+        return torch.tanh(self.linear((weights.unsqueeze(-1) * h).sum(1)))
+
+
+class GraphEncoder(nn.Module):
+    """The m-GNN: a network's embedding and one for each of its hidden states (eq. 2).
+
+    Only the pooling weights (eq. 5) belong to one network; all other parameters carry over to any other.
+
+    Args:
+        graph: The network.
+        feature_size: Size of node and edge features (paper: 20).
+        hidden_size: Size between the layers (paper: 50).
+        embedding_size: Size of the embeddings (paper: 50).
+        num_layers: Rounds of message passing on level 2; each sees one operation further upstream.
+        features: `learned` for deterministic features, `random` for the paper's normal ones, drawn once.
+    """
+
+    def __init__(
+        self,
+        graph: HierarchicalGraph,
+        feature_size: int = 20,
+        hidden_size: int = 50,
+        embedding_size: int = 50,
+        num_layers: int = 2,
+        features: str = "learned",
+    ):
+        super().__init__()
+        if features not in ("learned", "random"):
+            raise ValueError(f"agent.encoder.features={features} must be learned or random.")
+        self.graph = graph
+        self.motif = MotifEncoder(graph, feature_size, hidden_size)
+        self.node = nn.Embedding(len(NODE_KINDS), feature_size)
+        self.edge = nn.Embedding(len(EDGE_KINDS), feature_size)
+        self.numbers = nn.Linear(graph.node_features.shape[1] + 1, feature_size)
+        sizes = [feature_size] + [hidden_size] * num_layers
+        self.convs = nn.ModuleList(EdgeGCNConv(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.edge_sizes = nn.ModuleList(nn.Linear(feature_size, size) for size in sizes[1:-1])
+        self.pool = LearnedPooling(graph.multiplicities())
+        self.linear = nn.Linear(hidden_size, embedding_size)
+        self.embedding_size = embedding_size
+        full = graph.multiplicities().float()
+        for name, value in {
+            "_full": full,
+            "_random": torch.randn(len(full), feature_size) if features == "random" else torch.zeros(0),
+        }.items():
+            self.register_buffer(name, value, persistent=name == "_random")
+
+    def forward(self, widths: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeds the network at these widths.
+
+        Args:
+            widths: Channels that each group keeps, [B, G].
+
+        Returns:
+            Embeddings of the network [B, embedding_size] and of its hidden states [B, V, embedding_size].
+        """
+        graph = self.graph
+        present = graph.multiplicities(widths)  # [B, V]
+        edges = self.edge(graph.edge_kind).expand(len(widths), -1, -1)
+        edges = torch.where((graph.edge_motif >= 0).unsqueeze(-1), self._motifs(widths)[:, graph.edge_motif], edges)
+        x = self.node(graph.node_kind) + self.numbers(self._numbers(present))
+        if len(self._random):
+            x = self._random.expand(len(widths), -1, -1)
+        # One concat node collects from every channel node that is left; every other edge is one.
+        collects = graph.edge_kind == EDGE_KINDS.index("concat")
+        copies = torch.where(collects, present[:, graph.edges[0]], 1)
+        for layer, conv in enumerate(self.convs):
+            features = self.edge_sizes[layer - 1](edges) if layer else edges
+            x = torch.relu(conv(x, graph.edges, features, copies))
+        states = torch.tanh(self.linear(x))
+        return torch.tanh(self.linear(self.pool(x, present))), states
+
+    def _numbers(self, present: Tensor) -> Tensor:
+        static = self.graph.node_features.expand(len(present), -1, -1)
+        return torch.cat([static, (present / self._full).unsqueeze(-1)], -1)
+
+    def _motifs(self, widths: Tensor) -> Tensor:
+        """Embedding of every convolution's motif, [B, K, feature_size]; equal motifs are computed once."""
+        channels = self.graph.conv_channels(widths)
+        rows = torch.stack((self.graph.conv_motif.expand_as(channels), channels), -1).flatten(0, 1)
+        distinct, place = rows.unique(dim=0, return_inverse=True)
+        return self.motif(distinct[:, 0], distinct[:, 1])[place].view(*channels.shape, -1)
+
+
+def _class_sizes(channels: Tensor) -> Tensor:
+    """Nodes of a motif's four classes, [..., 4]."""
+    one = torch.ones_like(channels)
+    return torch.stack((one, channels, channels, one), -1)

@@ -1,0 +1,84 @@
+"""The pruning plan: which channels of which group stay. The one currency between search, surgery and fine-tuning."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gnnrl_lightning.files import write_json
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """What one channel group keeps.
+
+    Attributes:
+        name: The group's name in `Topology.groups`.
+        width: How many channels it had.
+        kept: The channels that stay, ascending.
+    """
+
+    name: str
+    width: int
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Which channels of which group stay. Groups that are not named stay whole.
+
+    Attributes:
+        groups: One entry a group, in the order of the network.
+        input_shape: Shape of the input that the network was traced with, [N, ...].
+        exclude: Regular expressions of the layers that were kept out of the groups.
+        model: How to build the unpruned network again, as `models.factory` reads it; None for a module of the user's.
+        data: The configuration of the images that it was searched on, for fine-tuning; None where there is none.
+        about: Anything worth knowing later (budget, cost, seed); never read by the program.
+    """
+
+    groups: tuple[GroupPlan, ...]
+    input_shape: tuple[int, ...]
+    exclude: tuple[str, ...] = ()
+    model: dict[str, Any] | None = None
+    data: dict[str, Any] | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def widths(self) -> list[int]:
+        """How many channels each group keeps."""
+        return [len(group.kept) for group in self.groups]
+
+    def save(self, path: Path) -> None:
+        """Writes the plan as JSON, at once or not at all."""
+        write_json(path, {"format": FORMAT, **asdict(self)})
+
+    @classmethod
+    def load(cls, path: Path) -> "PruningPlan":
+        """Reads a plan.
+
+        Raises:
+            ValueError: If the file is missing or is not a plan.
+        """
+        if not path.is_file():
+            raise ValueError(f"plan={path} does not exist; give the plan.json of a finished search.")
+        try:
+            raw = json.loads(path.read_text())
+            version = raw.pop("format")
+            groups = tuple(
+                GroupPlan(str(g["name"]), int(g["width"]), tuple(int(c) for c in g["kept"])) for g in raw.pop("groups")
+            )
+            plan = cls(groups, tuple(raw.pop("input_shape")), tuple(raw.pop("exclude")), **raw)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"plan={path} is not a pruning plan ({type(error).__name__}: {error}).") from error
+        if version != FORMAT:
+            raise ValueError(f"plan={path} has format {version}; this version reads format {FORMAT}.")
+        for group in groups:
+            kept = group.kept
+            if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= group.width:
+                raise ValueError(
+                    f"plan={path}: group {group.name} must keep 1 to {group.width} distinct channels, "
+                    f"ascending, numbered from 0."
+                )
+        return plan

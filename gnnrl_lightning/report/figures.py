@@ -1,0 +1,248 @@
+"""The three figures of a search: reward per episode, kept channels per group, cost against accuracy."""
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from gnnrl_lightning.files import write_bytes
+from gnnrl_lightning.report.numbers import MINUS, fixed, percent
+from gnnrl_lightning.report.record import Record
+from gnnrl_lightning.report.tables import BUDGETED
+
+# Okabe and Ito's colours, which stay apart for the colour-blind.
+BLUE, ORANGE, VERMILLION, GREEN, INK, PALE = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#333333", "#E4E7EB"
+
+STYLE = {
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#8A8F98",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": PALE,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "figure.titlesize": 12,
+    "figure.titleweight": "bold",
+    "savefig.dpi": 150,
+    # A module's name is shown as it is, even with a dollar sign; the same run gives the same file.
+    "text.parse_math": False,
+    "svg.hashsalt": "gnnrl_lightning",
+}
+
+BARS_PER_ROW = 40
+MANY_POINTS = 2000
+
+
+@dataclass(frozen=True)
+class SavedFigure:
+    """A figure on disk, and what a page needs to embed it."""
+
+    title: str
+    svg: bytes
+
+    @property
+    def data_uri(self) -> str:
+        """The picture as the `src` of an <img>."""
+        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg).decode()}"
+
+
+def save_figures(record: Record, folder: Path) -> dict[str, SavedFigure]:
+    """Draw the figures `reward`, `groups` and `cost` and write each to `folder` as PNG and SVG."""
+    saved = {}
+    with matplotlib.rc_context(STYLE):
+        for name, draw in (("reward", reward_figure), ("groups", groups_figure), ("cost", cost_figure)):
+            figure = draw(record)
+            files = {"svg": io.BytesIO(), "png": io.BytesIO()}
+            figure.savefig(files["svg"], format="svg", metadata={"Date": None})
+            figure.savefig(files["png"], format="png")
+            for kind, buffer in files.items():
+                write_bytes(folder / f"{name}.{kind}", buffer.getvalue())
+            saved[name] = SavedFigure(figure.get_suptitle(), files["svg"].getvalue())
+    return saved
+
+
+def reward_figure(record: Record) -> Figure:
+    """Reward of each episode as a dot, the best so far as a line."""
+    number = np.array([episode.number for episode in record.episodes])
+    reward = np.array([episode.reward for episode in record.episodes])
+    running = np.array([episode.best_reward for episode in record.episodes])
+    best = record.best
+    figure, axes = _figure(
+        f"Best reward {fixed(best.reward, 2)} % at episode {best.number} "
+        f"({_plural(record.results['evaluations'], 'network')} tested in {_plural(len(reward), 'episode')})",
+    )
+    _scatter(axes, number, reward)
+    axes.step(number, running, where="post", color=VERMILLION, linewidth=2, label="best so far")
+    whole = record.results["reward"]["whole_split"]
+    axes.axhline(
+        whole,
+        color=GREEN,
+        linestyle="--",
+        linewidth=1.5,
+        label=f"chosen plan on the whole reward split: {fixed(whole, 2)} %",
+    )
+    bottom, top = axes.get_ylim()
+    margin = 0.06 * (top - bottom)
+    axes.set_ylim(min(bottom, whole - margin), max(top, whole + margin))
+    margin = 0.5 + 0.015 * len(number)
+    axes.set_xlim(number.min() - margin, number.max() + margin)
+    axes.set_xlabel("episode")
+    axes.set_ylabel(f"reward = {MINUS}top-1 error, %")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def groups_figure(record: Record) -> Figure:
+    """Kept ratio of each channel group in network order, in as many rows as keep every name readable."""
+    groups = record.groups
+    rows = -(-len(groups) // BARS_PER_ROW)
+    per_row = -(-len(groups) // rows)
+    kept = sum(group.kept for group in groups) / sum(group.width for group in groups)
+    least = min(groups, key=lambda group: group.ratio)
+    most = max(groups, key=lambda group: group.ratio)
+    mean = sum(group.ratio for group in groups) / len(groups)
+    # The names stand upright below the bars, 0.075 inches a letter.
+    height = 2.4 + 0.075 * max(len(group.name) for group in groups)
+    figure = Figure(figsize=(min(10, 5 + 0.2 * per_row), 0.8 + height * rows), layout="constrained")
+    figure.suptitle(
+        f"{percent(kept, 0)} of the channels stay: from {percent(least.ratio, 0)} in {least.name} "
+        f"to {percent(most.ratio, 0)} in {most.name}",
+        wrap=True,
+    )
+    for row, axes in enumerate(figure.subplots(rows, 1, squeeze=False)[:, 0]):
+        part = groups[row * per_row : (row + 1) * per_row]
+        place = np.arange(len(part))
+        axes.bar(place, 100, width=0.8, color=PALE, label="removed")
+        axes.bar(place, [100 * group.ratio for group in part], width=0.8, color=BLUE, label="kept")
+        axes.axhline(100 * mean, color=ORANGE, linewidth=2, label=f"mean of the groups: {percent(mean, 0)}")
+        axes.set_xlim(-0.6, per_row - 0.4)
+        axes.set_ylim(0, 100)
+        axes.set_ylabel("channels kept, %")
+        axes.set_xticks(place, [group.name for group in part], rotation=90, fontsize=8)
+        axes.grid(visible=False, axis="x")
+        axes.tick_params(axis="x", length=0)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=3)
+    return figure
+
+
+def cost_figure(record: Record) -> Figure:
+    """Cost against accuracy on the reward images for every episode, with the Pareto front and the budget."""
+    cost = 100 * np.array([episode.cost_ratio for episode in record.episodes])
+    reward = np.array([episode.reward for episode in record.episodes])
+    budget = 100 * record.results["allowed"]["fraction"]
+    chosen = record.chosen
+    figure, axes = _figure(
+        f"The chosen plan scores {fixed(100 + chosen.reward, 2)} % on the reward images "
+        f"at {percent(chosen.cost_ratio, 2)} of the cost"
+    )
+    _scatter(axes, cost, 100 + reward)
+    front = pareto_front(cost, reward)
+    axes.step(
+        [*cost[front], budget],
+        [*(100 + reward[front]), 100 + reward.max()],
+        where="post",
+        markevery=range(len(front)),
+        color=ORANGE,
+        linewidth=1.5,
+        marker="o",
+        markersize=6,
+        markerfacecolor="none",
+        label="Pareto front",
+    )
+    axes.plot(
+        [100 * chosen.cost_ratio],
+        [100 + chosen.reward],
+        linestyle="none",
+        marker="*",
+        markersize=16,
+        color=VERMILLION,
+        markeredgecolor="white",
+        label="chosen plan",
+        zorder=4,
+    )
+    axes.axvline(budget, color=GREEN, linestyle="--", linewidth=1.5, label=f"budget: {fixed(budget, 1)} %")
+    # All episodes land just below the budget: at least half a point is shown, so that the axis does not
+    # blow up differences of single channels.
+    left, right = min(cost.min(), budget), max(cost.max(), budget)
+    left = min(left, right - 0.5)
+    margin = 0.06 * (right - left)
+    axes.set_xlim(left - margin, right + margin)
+    entry, unit = BUDGETED[record.results["cost"]]
+    original = record.results["stages"][0][entry]
+    axes.set_xlabel(f"cost, % of the original's {original / 1e6:,.4g} {unit}")
+    axes.set_ylabel("top-1 on the reward images, %")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8))
+    axes.ticklabel_format(useOffset=False)
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+def pareto_front(cost: np.ndarray, reward: np.ndarray) -> np.ndarray:
+    """Indices of the points that no other beats in both cost and reward, from the cheapest on.
+
+    Args:
+        cost: [N], smaller is better.
+        reward: [N], larger is better.
+    """
+    order = np.lexsort((-reward, cost))
+    before = np.concatenate(([-np.inf], np.maximum.accumulate(reward[order])[:-1]))
+    return order[reward[order] > before]
+
+
+def lowest_shown(values: np.ndarray) -> float:
+    """The lowest value [N] that a figure shows: the minimum, unless a few outliers would flatten the rest."""
+    lowest, highest = values.min(), values.max()
+    floor = np.floor(np.quantile(values, 0.1))
+    return float(floor if highest - floor < 0.5 * (highest - lowest) else lowest)
+
+
+def _scatter(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
+    """One dot per episode; those below the limit of the y axis are counted and marked at its lower edge."""
+    floor = lowest_shown(y)
+    inside = y >= floor
+    axes.scatter(
+        x[inside],
+        y[inside],
+        s=np.clip(5000 / len(y), 6, 22),
+        color=BLUE,
+        alpha=0.6,
+        linewidths=0,
+        label="episode",
+        rasterized=len(y) > MANY_POINTS,
+    )
+    if not inside.all():
+        axes.plot(
+            x[~inside],
+            np.full((~inside).sum(), 0.02),
+            transform=axes.get_xaxis_transform(),
+            linestyle="none",
+            marker="v",
+            markersize=5,
+            color="#6B7280",
+            label=f"{(~inside).sum()} of {_plural(len(y), 'episode')} below {fixed(floor, 0)} %",
+        )
+    margin = max(0.06 * (y.max() - floor), 0.5)
+    axes.set_ylim(floor - margin, y.max() + margin)
+
+
+def _figure(title: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    figure.suptitle(title, wrap=True)
+    return figure, figure.subplots()
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

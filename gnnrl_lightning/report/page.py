@@ -1,0 +1,89 @@
+"""The page of a search: report.html, one file that needs nothing else and can be rebuilt from the folder."""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from gnnrl_lightning.files import write_text
+from gnnrl_lightning.report.figures import save_figures
+from gnnrl_lightning.report.numbers import MISSING, duration, faster, fixed, millions, percent, signed
+from gnnrl_lightning.report.record import read_record
+from gnnrl_lightning.report.tables import SETTINGS, STAGE_COLUMNS, budget_line, stage_rows
+
+
+def write_report(folder: Path) -> Path:
+    """Build `folder`/report.html and the pictures in `folder`/figures from the files of a finished search.
+
+    Raises:
+        ValueError: `folder` lacks results.json, history.csv or plan.json.
+    """
+    record = read_record(folder)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("page.html").render(
+        results=record.results,
+        changes=_changes(record.results),
+        budget=budget_line(record.results),
+        stage_columns=STAGE_COLUMNS,
+        stages=stage_rows(record.results),
+        figures=save_figures(record, folder / "figures"),
+        groups=record.groups,
+        settings=_settings(record.results),
+        folder=folder.resolve().name,
+        percent=percent,
+        fixed=fixed,
+    )
+    write_text(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def _changes(results: dict[str, Any]) -> list[dict[str, str]]:
+    """The headline: what each quantity was, what it is now, and the difference in words."""
+    first, *_, last = results["stages"]
+    known = first["top1"] is not None and last["top1"] is not None
+    return [
+        {
+            "name": "Top-1 accuracy, %",
+            "before": fixed(first["top1"], 2),
+            "after": fixed(last["top1"], 2),
+            "note": f"{signed(last['top1'] - first['top1'], 2)} points" if known else "not tested",
+        },
+        *(
+            {
+                "name": name,
+                "before": millions(first[key]),
+                "after": millions(last[key]),
+                "note": f"{percent(last[key] / first[key])} of the original",
+            }
+            for name, key in (("MACs, millions", "macs"), ("Parameters, millions", "params"))
+        ),
+        {
+            "name": "Latency, ms",
+            "before": fixed(first["latency_ms"], 2),
+            "after": fixed(last["latency_ms"], 2),
+            "note": "not measured"
+            if last["latency_ratio"] is None
+            else f"{faster(last['latency_ratio'])} as fast on {results['device']}",
+        },
+    ]
+
+
+def _settings(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """What was run, on what and for how long, as pairs of a name and a text."""
+    images = ", ".join(f"{count:,} {split}" for split, count in results["images"].items())
+    seconds = ", ".join(f"{step} {duration(value)}" for step, value in results["seconds"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    return [
+        *((name, str(results[name])) for name in SETTINGS),
+        ("device", results["device"]),
+        ("images", images or MISSING),
+        ("episodes", f"{results['episodes']:,} ({results['evaluations']:,} networks evaluated)"),
+        ("time", seconds or MISSING),
+        ("versions", versions or MISSING),
+    ]

@@ -1,0 +1,87 @@
+"""Reads what a search left in its folder, so that a report can be built from the folder at any time."""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One line of history.csv: what was tried, what it costs and what it scored."""
+
+    number: int
+    reward: float
+    """-(top-1 error in %) on the reward images of the search."""
+    best_reward: float
+    """The highest reward up to and including this episode."""
+    cost_ratio: float
+    """Cost as a fraction of the original's, in (0, 1]."""
+    widths: tuple[int, ...]
+    """Channels kept, one number per group."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One channel group of plan.json."""
+
+    name: str
+    width: int
+    kept: int
+
+    @property
+    def ratio(self) -> float:
+        """The fraction of its channels that stay."""
+        return self.kept / self.width
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished search: the contents of results.json, history.csv and plan.json."""
+
+    results: dict[str, Any]
+    episodes: list[Episode]
+    groups: list[Group]
+
+    @property
+    def chosen(self) -> Episode:
+        """The first episode that proposed the plan."""
+        widths = tuple(group.kept for group in self.groups)
+        matches = [episode for episode in self.episodes if episode.widths == widths]
+        assert matches, "plan.json and history.csv come from different searches"
+        return matches[0]
+
+    @property
+    def best(self) -> Episode:
+        """The first episode with the highest reward."""
+        return max(self.episodes, key=lambda episode: episode.reward)
+
+
+def read_record(folder: Path) -> Record:
+    """Read a finished search.
+
+    Raises:
+        ValueError: a file is missing, so the search has not finished or the folder is another one.
+    """
+    for name in ("results.json", "history.csv", "plan.json"):
+        if not (folder / name).is_file():
+            raise ValueError(
+                f"{folder} holds no {name}; give the folder of a finished search, e.g. outputs/search/<run>."
+            )
+    with (folder / "history.csv").open(encoding="utf-8", newline="") as file:
+        episodes = [
+            Episode(
+                number=int(row["episode"]),
+                reward=float(row["reward"]),
+                best_reward=float(row["best_reward"]),
+                cost_ratio=float(row["cost_ratio"]),
+                widths=tuple(int(width) for width in row["widths"].split()),
+            )
+            for row in csv.DictReader(file)
+        ]
+    if not episodes:
+        raise ValueError(f"{folder / 'history.csv'} holds no episode; give the folder of a finished search.")
+    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    groups = [Group(group["name"], group["width"], len(group["kept"])) for group in plan["groups"]]
+    return Record(json.loads((folder / "results.json").read_text(encoding="utf-8")), episodes, groups)

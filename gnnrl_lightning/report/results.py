@@ -1,0 +1,53 @@
+"""The numbers of a finished search, as `results.json` holds them."""
+
+import sys
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from torch import Tensor
+
+from gnnrl_lightning.topology import Topology
+
+
+def stages(topology: Topology, widths: Tensor, top1: dict[str, float], times: list[float]) -> list[dict[str, Any]]:
+    """One row a stage: the original network, the pruned one, and the pruned one after fine-tuning.
+
+    Args:
+        topology: For the closed-form cost.
+        widths: Of the pruned network, [G].
+        top1: Accuracy in % of each stage, on the test split.
+        times: Latency of the original and the pruned network, in milliseconds.
+    """
+    rows = []
+    for name, accuracy in top1.items():
+        original = name == "original"
+        size = topology.full_widths() if original else widths
+        latency = times[0] if original else times[1]
+        rows.append(
+            {
+                "name": name,
+                "top1": accuracy,
+                "macs": int(topology.macs(size)),
+                "params": int(topology.parameters(size)),
+                "latency_ms": latency,
+                "latency_ratio": times[0] / latency,
+            }
+        )
+    return rows
+
+
+def durations(clock: dict[str, float]) -> dict[str, float]:
+    """Seconds between the readings of a clock, by the name of the earlier one."""
+    names = list(clock)
+    return {a: round(clock[b] - clock[a], 1) for a, b in zip(names[:-1], names[1:], strict=True)}
+
+
+def choice(group: str) -> str:
+    """Which option of a configuration group this run uses."""
+    return str(HydraConfig.get().runtime.choices[group])
+
+
+def command() -> str:
+    """What was typed, or for a job of a sweep what would start it alone."""
+    hydra = HydraConfig.get()
+    return " ".join([f"{hydra.job.name}.py", *hydra.overrides.task]) if hydra.job.name else " ".join(sys.argv)

@@ -1,0 +1,44 @@
+"""Sums up a sweep (`python search.py -m …`): one table over all jobs, printed and as summary.csv."""
+
+import atexit
+import csv
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from rich.console import Console
+
+from gnnrl_lightning.files import write_text
+from gnnrl_lightning.report.tables import sweep_rows, sweep_table
+
+
+class SweepSummary(Callback):
+    """Hydra callback that sums up a sweep when its last job has ended, even if some of them failed."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Make sure of the summary: Hydra leaves out `on_multirun_end` when a job has failed."""
+        atexit.register(summarise, Path(config.hydra.sweep.dir))
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print the table and write summary.csv into the sweep's folder."""
+        atexit.unregister(summarise)
+        summarise(Path(config.hydra.sweep.dir))
+
+
+def summarise(folder: Path) -> None:
+    """Print one table over the jobs in `folder` and write it to summary.csv there; nothing without jobs."""
+    rows = sweep_rows(folder)
+    if not rows:
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "summary.csv", text.getvalue())
+    # A log file has no width of its own, and rich's 80 columns would break the names of jobs.
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(sweep_table(rows))
+    console.print(f"Sweep written to {folder / 'summary.csv'}", markup=False, soft_wrap=True)

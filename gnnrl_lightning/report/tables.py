@@ -1,0 +1,150 @@
+"""The tables of a search and of a sweep, as text cells, for the terminal and for the page."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from gnnrl_lightning.report.numbers import MISSING, TIMES, faster, fixed, millions, percent
+
+STAGE_COLUMNS = ("network", "top-1 %", "MMACs", "parameters, M", f"latency, ms ({TIMES})")
+
+# What the budget counts → the entry of a stage that holds it, and its unit in the caption.
+BUDGETED = {"flops": ("macs", "MMACs"), "params": ("params", "M parameters")}
+
+SETTINGS = ("model", "data", "agent", "importance", "recovery", "cost", "budget", "seed")
+
+
+def stage_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Cells of the table of stages, one row per stage in the order of `STAGE_COLUMNS`."""
+    original = results["stages"][0]
+    return [
+        (
+            stage["name"],
+            fixed(stage["top1"], 2),
+            f"{millions(stage['macs'])} ({percent(stage['macs'] / original['macs'])})",
+            f"{millions(stage['params'])} ({percent(stage['params'] / original['params'])})",
+            MISSING
+            if stage["latency_ms"] is None
+            else f"{fixed(stage['latency_ms'], 2)} ({faster(stage['latency_ratio'])})",
+        )
+        for stage in results["stages"]
+    ]
+
+
+def budget_line(results: dict[str, Any]) -> str:
+    """What the budget allowed and what the plan uses: "budget 0.50: 62.7 of 125.5 MMACs allowed, …"."""
+    entry, unit = BUDGETED[results["cost"]]
+    original, *_, last = (stage[entry] for stage in results["stages"])
+    return (
+        f"budget {results['budget']:.2f}: {millions(results['allowed']['cost'])} of {millions(original)} "
+        f"{unit} allowed, {millions(last)} used"
+    )
+
+
+def stage_table(results: dict[str, Any]) -> Table:
+    """The table at the end of a search: the network before, after pruning and after fine-tuning."""
+    table = Table(
+        title=escape(f"{results['model']} on {results['data']}"),
+        caption=budget_line(results),
+        title_style="bold",
+        caption_style="",
+    )
+    for column in STAGE_COLUMNS:
+        table.add_column(column, justify="left" if column == "network" else "right")
+    for row in stage_rows(results):
+        table.add_row(*row)
+    return table
+
+
+def sweep_rows(folder: Path) -> list[dict[str, Any]]:
+    """One row per job of a sweep, in the order of its folders; numbers, not text, ready for a CSV file.
+
+    A job without results.json gets `status` "failed" and those settings that its command line named.
+    """
+    jobs = {path.parent for path in folder.rglob("results.json")}
+    jobs |= {path.parent.parent for path in folder.rglob(".hydra/overrides.yaml")}
+    return [_sweep_row(job, folder) for job in sorted(jobs, key=_natural)]
+
+
+def sweep_table(rows: list[dict[str, Any]]) -> Table:
+    """One row per job; settings that all jobs share stand in the caption, so that the table stays narrow."""
+    # What a failed job did not say on its command line is unknown, not different.
+    values = {name: {str(row[name]) for row in rows if row[name] is not None} for name in SETTINGS}
+    varied = [name for name in SETTINGS if len(values[name]) > 1]
+    shared = [f"{name} {value}" for name in SETTINGS if len(values[name]) == 1 for value in values[name]]
+    table = Table(
+        title=f"{len(rows)} jobs",
+        caption=escape(", ".join(shared)),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title_style="bold",
+        caption_style="",
+    )
+    for name in varied:
+        table.add_column(name, overflow="fold")
+    for name in (
+        "top-1 %\noriginal",
+        "\npruned",
+        "\nfine-tuned",
+        "cost\n%",
+        "params\n%",
+        "speed\n" + TIMES,
+    ):
+        table.add_column(name, justify="right")
+    table.add_column("folder", overflow="fold")
+    for row in rows:
+        cells = [MISSING if row[name] is None else escape(str(row[name])) for name in varied]
+        if row["status"] == "failed":
+            cells += ["[bold red]failed[/]", *[MISSING] * 5]
+        else:
+            cells += [fixed(row[f"top1_{stage}"], 2) for stage in ("original", "pruned", "fine_tuned")]
+            cells += [
+                fixed(row["cost_percent"], 1),
+                fixed(row["params_percent"], 1),
+                faster(row["latency_ratio"]),
+            ]
+        table.add_row(*cells, escape(row["folder"]))
+    return table
+
+
+def _sweep_row(job: Path, sweep: Path) -> dict[str, Any]:
+    """The columns of summary.csv, in their order."""
+    stages = ("original", "pruned", "fine_tuned")
+    numbers = (
+        "cost_percent",
+        "macs",
+        "macs_percent",
+        "params",
+        "params_percent",
+        "latency_ms",
+        "latency_ratio",
+    )
+    row: dict[str, Any] = {"folder": job.relative_to(sweep).as_posix(), "status": "failed"}
+    row |= dict.fromkeys([*SETTINGS, *(f"top1_{stage}" for stage in stages), *numbers])
+    if not (job / "results.json").is_file():
+        overrides = OmegaConf.load(job / ".hydra" / "overrides.yaml")
+        named = dict(str(override).partition("=")[::2] for override in overrides)
+        return row | {name: value for name, value in named.items() if name in SETTINGS}
+    results = json.loads((job / "results.json").read_text(encoding="utf-8"))
+    original, *_, last = results["stages"]
+    entry, _ = BUDGETED[results["cost"]]
+    return (
+        row
+        | {"status": "done"}
+        | {name: results[name] for name in SETTINGS}
+        | {f"top1_{stage['name'].replace('-', '_')}": stage["top1"] for stage in results["stages"]}
+        | {name: last[name] for name in ("macs", "params", "latency_ms", "latency_ratio")}
+        | {f"{name}_percent": 100 * last[name] / original[name] for name in ("macs", "params")}
+        | {"cost_percent": 100 * last[entry] / original[entry]}
+    )
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Sort key with which folder 10 follows folder 9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]

@@ -1,0 +1,209 @@
+"""The two stories: `search` from a trained network to a smaller one, `train` from a plan to a fine-tuned one."""
+
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from gnnrl_lightning.base import save_weights, train_base
+from gnnrl_lightning.config import SearchConfig, TrainConfig, build, typed
+from gnnrl_lightning.data import ImageDataModule
+from gnnrl_lightning.evaluation.evaluator import Evaluator
+from gnnrl_lightning.evaluation.measure import latencies, test_top1
+from gnnrl_lightning.files import write_json
+from gnnrl_lightning.fitting import build_trainer, device_of, fit, log_metrics, open_loggers
+from gnnrl_lightning.models.factory import ModelSpec, check_model, create_model, preprocessing_of
+from gnnrl_lightning.pruning.plan import PruningPlan
+from gnnrl_lightning.pruning.surgery import load_pruned, make_plan, save_pruned, verified
+from gnnrl_lightning.report.page import write_report
+from gnnrl_lightning.report.results import choice, command, durations, stages
+from gnnrl_lightning.report.tables import stage_table
+from gnnrl_lightning.search.environment import PruningEnv
+from gnnrl_lightning.search.module import SearchModule
+from gnnrl_lightning.search.progress import SearchProgress, SearchState
+from gnnrl_lightning.topology import trace
+from gnnrl_lightning.topology.hierarchy import hierarchical_graph
+
+log = logging.getLogger(__name__)
+
+
+def search(config: DictConfig) -> float:
+    """Searches for a smaller network, builds it, measures it and writes the run's folder.
+
+    Returns:
+        The winner's reward on the whole reward split.
+
+    Raises:
+        ValueError: If the configuration is at fault; before any training where that can be known.
+    """
+    cfg: SearchConfig = typed(config, SearchConfig)
+    spec = ModelSpec.from_config(config.model)
+    data = _data(config, spec)
+    check_model(spec, data.num_classes, cfg.weights)
+    data.prepare_data()
+    data.setup()
+    clock = {"base": time.perf_counter()}
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    model = create_model(spec, data.num_classes, data.image_size, cfg.weights)
+    shape = (1, 3, data.image_size, data.image_size)
+    topology = trace(
+        model, torch.zeros(shape), divisor=cfg.divisor, min_keep=cfg.min_keep, exclude=tuple(cfg.exclude)
+    )
+    cost = build(config.cost, topology=topology)
+    recovery = build(config.recovery)
+    env = PruningEnv(topology, cost, cfg.budget, lambda widths: evaluator(widths), cfg.max_steps)
+    log.info(
+        "budget %.2f: %.1f of %.1f M %s; %d groups, %d channels",
+        cfg.budget, env.allowed / 1e6, env.full_cost / 1e6, cost.unit, len(topology.groups), int(topology.full_widths().sum()),
+    )
+    reward = data.tensors("reward")
+    training = data.tensors("train", recovery.images) if recovery.images else data.tensors("train", 1)
+    folder, device = Path(config.paths.run), device_of(config)
+
+    with open_loggers(config, "search") as logger:
+        if cfg.weights is None:
+            train_base(model, spec, data, cfg.base, config, logger)
+        clock["search"] = time.perf_counter()
+        evaluator = Evaluator(
+            model,
+            topology,
+            build(config.importance),
+            recovery,
+            reward,
+            training,
+            min(cfg.reward_images or len(reward[1]), len(reward[1])),
+            data.eval_batch_size,
+            device,
+        )
+        module = _run_search(config, cfg, env, folder, logger)
+        widths, whole = evaluator.winner(module.finalists(cfg.finalists))
+        clock["finetune"] = time.perf_counter()
+
+        kept = evaluator.kept(widths)
+        about = {"budget": cfg.budget, "cost": cost.name, "seed": cfg.seed, "agent": choice("agent")}
+        network = {"spec": spec.to_dict(), "num_classes": data.num_classes, "image_size": data.image_size}
+        served = OmegaConf.to_container(config.data, resolve=True)
+        plan = replace(make_plan(topology, kept), model=network, data=served, about=about)
+        pruned = verified(model, topology, kept)
+        recovery(pruned, *(part.to(device) for part in training))
+        images = data.test_dataloader()
+        top1 = {"original": test_top1(model, images, device, "original")}
+        top1["pruned"] = test_top1(pruned, images, device, "pruned")
+        save_pruned(folder, pruned, plan)
+        if cfg.finetune.epochs and cfg.finetune.max_steps:
+            fit(pruned, data, cfg.finetune, "finetune", config, logger)
+            top1["fine-tuned"] = test_top1(pruned, images, device, "fine-tuned")
+            save_pruned(folder, pruned, plan)
+        clock["end"] = time.perf_counter()
+        times = latencies([model, pruned], reward[0][:1], device)
+        results = {
+            "model": spec.name,
+            "data": data.name,
+            **{name: choice(name) for name in ("agent", "importance", "recovery")},
+            "budget": cfg.budget,
+            "cost": cost.name,
+            "cost_unit": cost.unit,
+            "seed": cfg.seed,
+            "command": command(),
+            "device": f"{device.type.upper()}, {torch.get_num_threads()} threads",
+            "images": {name: len(split.labels) for name, split in data.splits.items()},
+            "episodes": len(module.history),
+            "evaluations": sum(not row["cached"] for row in module.history),
+            "seconds": durations(clock),
+            "stages": stages(topology, widths, top1, times),
+            "allowed": {"cost": env.allowed, "fraction": cfg.budget},
+            "reward": {"best_seen": module.best["reward"], "whole_split": whole},
+            "versions": {"torch": torch.__version__, "lightning": L.__version__},
+        }
+        log_metrics(logger, {f"test_top1/{name}": value for name, value in top1.items()})
+        if module.global_rank == 0:
+            write_json(folder / "results.json", results)
+            report = write_report(folder)
+            Console().print(stage_table(results))
+            log.info("report: %s\nthe network: gl.load_pruned(%r)", report, str(folder))
+    return whole
+
+
+def train(config: DictConfig) -> float:
+    """Fine-tunes the network of a plan, or trains a base network; writes weights and numbers to the run's folder.
+
+    Returns:
+        Top-1 in % on the reward split.
+
+    Raises:
+        ValueError: If the configuration is at fault.
+    """
+    cfg: TrainConfig = typed(config, TrainConfig)
+    plan = PruningPlan.load(Path(cfg.plan)) if cfg.plan else None
+    if plan is not None and (plan.model is None or (plan.data is None and cfg.data is None)):
+        raise ValueError(f"plan={cfg.plan} does not say how to build its network or which images it saw; give data=….")
+    if plan is not None and cfg.data is None:
+        config = OmegaConf.merge(config, {"data": plan.data})  # type: ignore[assignment]
+    spec = ModelSpec.from_config(plan.model["spec"] if plan and plan.model else config.model)
+    data = _data(config, spec)
+    if plan is None:
+        check_model(spec, data.num_classes, cfg.weights)
+    data.prepare_data()
+    data.setup()
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    if plan is not None:
+        model = load_pruned(Path(str(cfg.plan)).parent)
+    else:
+        model = create_model(spec, data.num_classes, data.image_size, cfg.weights)
+    folder, device = Path(config.paths.run), device_of(config)
+    stage = "finetune" if plan else "base"
+    with open_loggers(config, stage) as logger:
+        before = test_top1(model, data.test_dataloader(), device, "before")
+        reward_top1 = fit(model, data, cfg.fit, stage, config, logger)
+        after = test_top1(model, data.test_dataloader(), device, "after")
+        log_metrics(logger, {"test_top1/before": before, "test_top1/after": after})
+    log.info("%s: test top-1 %.2f %% before, %.2f %% after", spec.name, before, after)
+    if plan is not None:
+        save_pruned(folder, model, plan)
+        log.info("the network: gl.load_pruned(%r)", str(folder))
+    else:
+        save_weights(folder / f"{spec.name}.safetensors", model)
+        log.info("the weights: weights=%s", folder / f"{spec.name}.safetensors")
+    write_json(folder / "results.json", {"model": spec.name, "command": command(), "top1": [before, after]})
+    return reward_top1
+
+
+def _data(config: DictConfig, spec: ModelSpec) -> ImageDataModule:
+    """The data module, checked before anything is downloaded or decoded."""
+    missing = OmegaConf.missing_keys(config.data)
+    if missing:
+        name = sorted(missing)[0]
+        raise ValueError(f"data.{name} is missing; add data.{name}=… (see conf/data/{config.data.name}.yaml).")
+    weights = config.weights
+    data: ImageDataModule = build(config.data, preprocessing=preprocessing_of(spec, weights), seed=config.seed)
+    data.check()
+    return data
+
+
+def _run_search(
+    config: DictConfig, cfg: SearchConfig, env: PruningEnv, folder: Path, logger: list[Logger]
+) -> SearchModule:
+    """Lets the agent search; goes on where an earlier run of this folder was stopped."""
+    # Seeded anew, so that the agent starts alike whether the base network was trained just now or cached.
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    agent = build(config.agent, graph=hierarchical_graph(env.topology))
+    settings: dict[str, Any] = {
+        name: OmegaConf.to_container(config[name], resolve=True) if isinstance(config[name], DictConfig) else config[name]
+        for name in ("model", "data", "agent", "cost", "importance", "recovery", "budget", "weights", "seed")
+    }
+    settings |= {name: config[name] for name in ("reward_images", "max_steps", "min_keep", "divisor")}
+    module = SearchModule(agent, env, cfg.episodes, cfg.seed, settings)
+    state = SearchState(folder)
+    trainer = build_trainer(config, logger, [SearchProgress(), state], max_epochs=module.iterations, enable_progress_bar=False)
+    resume = state.checkpoint if state.checkpoint.is_file() else None
+    if resume:
+        log.info("resuming from %s", resume)
+    trainer.fit(module, ckpt_path=resume, weights_only=True)
+    return module

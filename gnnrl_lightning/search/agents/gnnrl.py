@@ -1,0 +1,106 @@
+"""GNN-RL: PPO on the multi-stage graph embedding (ICML 2022)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gnnrl_lightning.nn.actor_critic import ActorCritic, SquashedNormal
+from gnnrl_lightning.nn.encoder import GraphEncoder
+from gnnrl_lightning.search.agents.protocol import Descend, Episodes
+from gnnrl_lightning.search.ppo import clipped_objective, generalized_advantage, standardize
+from gnnrl_lightning.topology.hierarchy import HierarchicalGraph
+
+
+class GNNRLAgent(nn.Module):
+    """Actor and critic see the network's hierarchical graph; PPO with the clipped objective learns them.
+
+    Args:
+        graph: The network.
+        encoder: Sizes and features of the m-GNN, see `GraphEncoder`.
+        hidden_size: Hidden layer of the heads (paper: 200).
+        initial_ratio: Ratio that the untrained policy proposes for a group of two layers.
+        coupling: How strongly groups that couple more layers are spared at first, see `ActorCritic`.
+        action_std: Standard deviation of the action before the logistic function (authors' code: 0.5).
+        final_action_std: What it shrinks to, geometrically, over the search.
+        episodes_per_iteration: Episodes between two updates, on each rank.
+        ppo_epochs: Passes over the episodes of an update (paper: 20).
+        clip_epsilon: How far the probability ratio may leave 1 (authors' code: 0.2).
+        gamma: Discount. 1, because rewards are negative: discounted, a longer episode would look better.
+        gae_lambda: 1 is Monte-Carlo, as in the paper.
+        critic_coeff: Weight of the critic's loss.
+        lr: Adam's learning rate (authors' code: 3e-4, which hardly moves in a few hundred episodes).
+    """
+
+    def __init__(
+        self,
+        graph: HierarchicalGraph,
+        encoder: dict,
+        hidden_size: int,
+        initial_ratio: float,
+        coupling: float,
+        action_std: float,
+        final_action_std: float,
+        episodes_per_iteration: int,
+        ppo_epochs: int,
+        clip_epsilon: float,
+        gamma: float,
+        gae_lambda: float,
+        critic_coeff: float,
+        lr: float,
+    ):
+        super().__init__()
+        if episodes_per_iteration < 2:
+            raise ValueError(
+                f"agent.episodes_per_iteration={episodes_per_iteration} must be at least 2: advantages are "
+                f"standardised over the episodes of an iteration."
+            )
+        self.policy = ActorCritic(GraphEncoder(graph, **encoder), hidden_size, initial_ratio, coupling)
+        self.stds = (action_std, final_action_std)
+        self.episodes_per_iteration = episodes_per_iteration
+        self.ppo_epochs = ppo_epochs
+        self.clip_epsilon = clip_epsilon
+        self.gamma = gamma
+        self.gae_lambda = gae_lambda
+        self.critic_coeff = critic_coeff
+        self.lr = lr
+        self.register_buffer("std", torch.tensor(float(action_std)))
+
+    def propose(self, observations: Tensor, generator: torch.Generator) -> Tensor:
+        """Samples ratios in (0, 1), [B, G]."""
+        mean, _ = self.policy(observations)
+        return SquashedNormal(mean, float(self.std)).sample(generator)
+
+    def learn(self, episodes: Episodes, progress: float, descend: Descend) -> dict[str, float]:
+        """PPO on the whole batch, `ppo_epochs` times."""
+        device = self.std.device
+        active = episodes.active
+        observations = episodes.observations[active].to(device)  # [N, G]
+        ratios = episodes.ratios[active].to(device)
+        with torch.no_grad():
+            mean, values = self.policy(observations)
+            old_log_prob = SquashedNormal(mean, float(self.std)).log_prob(ratios)
+        rewards = standardize(episodes.rewards.sum(0)) * (episodes.rewards != 0)
+        old_values = torch.zeros_like(rewards)
+        old_values[active] = values.cpu()
+        advantage, returns = generalized_advantage(rewards, old_values, active, self.gamma, self.gae_lambda)
+        advantage, returns = standardize(advantage[active]).to(device), returns[active].to(device)
+        metrics: dict[str, Tensor] = {}
+        for _ in range(self.ppo_epochs):
+            mean, values = self.policy(observations)
+            log_prob = SquashedNormal(mean, float(self.std)).log_prob(ratios)
+            metrics = clipped_objective(log_prob, old_log_prob, advantage, self.clip_epsilon)
+            critic_loss = F.mse_loss(values, returns)
+            descend(metrics["loss"] + self.critic_coeff * critic_loss)
+        first, last = self.stds
+        self.std.fill_(first * (last / first) ** progress)
+        return {
+            "policy_loss": float(metrics["loss"].detach()),
+            "value_loss": float(critic_loss.detach()),
+            "approx_kl": float(metrics["approx_kl"]),
+            "clipfrac": float(metrics["clip_fraction"]),
+            "action_std": float(self.std),
+        }
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Adam over all parameters that are not frozen."""
+        return torch.optim.Adam((p for p in self.parameters() if p.requires_grad), lr=self.lr, eps=1e-5)

@@ -1,0 +1,46 @@
+"""What every agent is: something that proposes ratios and learns from how they did."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Descend = Callable[[Tensor], None]
+"""Takes one optimiser step down a loss; the search module's, so that gradients are averaged across ranks."""
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Finished episodes of one iteration: T steps at most, B episodes, G groups.
+
+    Attributes:
+        observations: Fraction that each group kept before each step, [T, B, G].
+        ratios: Fraction of it that the agent removed, as proposed, [T, B, G].
+        active: Whether the step was taken; an episode that is over waits for the others, [T, B].
+        rewards: Reward after each step, [T, B]; only an episode's last one is not 0.
+        widths: Where each episode ended, [B, G].
+    """
+
+    observations: Tensor
+    ratios: Tensor
+    active: Tensor
+    rewards: Tensor
+    widths: Tensor
+
+
+class Agent(Protocol):
+    """An agent knows the network's graph and nothing of pruning, data or the environment's internals."""
+
+    episodes_per_iteration: int
+    """Episodes between two calls of `learn`, on each rank."""
+
+    def propose(self, observations: Tensor, generator: torch.Generator) -> Tensor:
+        """Ratios in [0, 1), [B, G], for the fractions that each group of B networks still keeps, [B, G]."""
+
+    def learn(self, episodes: Episodes, progress: float, descend: Descend) -> dict[str, float]:
+        """Learns from an iteration; `progress` in [0, 1] says how much of the search is over. Returns what to log."""
+
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """The optimiser of its parameters, None if it has none to learn."""

@@ -1,0 +1,32 @@
+"""The uniform baseline."""
+
+import torch
+from torch import Tensor, nn
+
+from gnnrl_lightning.search.agents.protocol import Descend, Episodes
+from gnnrl_lightning.search.environment import BELOW_ONE
+from gnnrl_lightning.topology.hierarchy import HierarchicalGraph
+
+
+class UniformAgent(nn.Module):
+    """Removes the same fraction of every group: one network, whatever the number of episodes.
+
+    Args:
+        graph: The network; only its number of groups matters.
+    """
+
+    episodes_per_iteration = 1
+
+    def __init__(self, graph: HierarchicalGraph):
+        super().__init__()
+
+    def propose(self, observations: Tensor, generator: torch.Generator) -> Tensor:
+        """The largest equal ratios, which the environment scales to the budget."""
+        return torch.full_like(observations, BELOW_ONE)
+
+    def learn(self, episodes: Episodes, progress: float, descend: Descend) -> dict[str, float]:
+        """There is nothing to learn."""
+        return {}
+
+    def optimizer(self) -> None:
+        """There is nothing to optimise."""

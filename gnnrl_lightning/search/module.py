@@ -1,0 +1,203 @@
+"""The search as a LightningModule: one training step is one iteration of roll-outs, rewards and learning."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from gnnrl_lightning.search.agents.protocol import Agent, Episodes
+from gnnrl_lightning.search.environment import PruningEnv
+
+HISTORY = ("episode", "iteration", "steps", "reward", "best_reward", "cost", "cost_ratio", "cached", "seconds", "widths")
+
+
+class SearchModule(L.LightningModule):
+    """Lets an agent search for widths.
+
+    Lightning gives checkpoints, resume, loggers, devices and DDP; each rank rolls out its own episodes, gradients are
+    averaged, and every rank knows the history of all.
+
+    Args:
+        agent: Proposes ratios and learns.
+        env: The pruning environment.
+        episodes: Episodes of the whole search, all ranks together.
+        seed: Of the agent's draws; rank r draws from seed + r.
+        settings: What the search was started with; a checkpoint of other settings is refused.
+        grad_clip: Largest norm of the gradient of one step.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        env: PruningEnv,
+        episodes: int,
+        seed: int,
+        settings: dict[str, Any],
+        grad_clip: float = 0.5,
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        assert isinstance(agent, nn.Module)
+        self.agent = agent
+        self.env = env
+        self.episodes = episodes
+        self.seed = seed
+        self.settings = settings
+        self.grad_clip = grad_clip
+        self.history: list[dict[str, Any]] = []
+        self.on_reward: Callable[[], None] | None = None
+        self._generator: torch.Generator | None = None
+        self._generator_state: Tensor | None = None
+
+    @property
+    def per_iteration(self) -> int:
+        """Episodes of one iteration, all ranks together."""
+        return int(self.agent.episodes_per_iteration) * (self.trainer.world_size if self._trainer else 1)
+
+    @property
+    def iterations(self) -> int:
+        """Iterations of the whole search; the last one may be shorter."""
+        return -(-self.episodes // self.per_iteration)
+
+    def train_dataloader(self) -> DataLoader:
+        """One batch an epoch and one iteration a batch: a checkpoint at an epoch's end is a complete state."""
+        return DataLoader([0])  # type: ignore[arg-type]
+
+    def on_fit_start(self) -> None:
+        """Makes the rank's own generator."""
+        self._generator = torch.Generator().manual_seed(self.seed + self.global_rank)
+        if self._generator_state is not None:
+            self._generator.set_state(self._generator_state[self.global_rank])
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """One iteration: roll out, evaluate, learn, log."""
+        world = self.trainer.world_size
+        left = self.episodes - len(self.history)
+        count = min(int(self.agent.episodes_per_iteration), -(-left // world))
+        episodes, rows = self._roll_out(count)
+        self._remember(rows)
+        metrics = self.agent.learn(episodes, len(self.history) / self.episodes, self._descend)
+        best = self.best
+        self.log_dict(
+            {
+                **{f"losses/{name}": value for name, value in metrics.items()},
+                "search/episode": float(len(self.history)),
+                "search/best_reward": best["reward"],
+                "search/best_cost_ratio": best["cost_ratio"],
+                "search/reward_mean": sum(row["reward"] for row in rows) / len(rows),
+            }
+        )
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The first row of the history with the highest reward."""
+        return max(self.history, key=lambda row: row["reward"])
+
+    def finalists(self, count: int) -> list[Tensor]:
+        """Widths of the `count` best distinct networks, best first; each [G]."""
+        ranked = sorted(self.history, key=lambda row: -row["reward"])
+        distinct = dict.fromkeys(row["widths"] for row in ranked)
+        return [torch.tensor([int(width) for width in widths.split()]) for widths in list(distinct)[:count]]
+
+    def configure_optimizers(self) -> Any:
+        """The agent's optimiser, if it learns."""
+        return self.agent.optimizer()
+
+    def _roll_out(self, count: int) -> tuple[Episodes, list[dict[str, Any]]]:
+        """Runs `count` episodes side by side and takes their rewards one after the other."""
+        assert self._generator is not None
+        env = self.env
+        kept = torch.ones(count, len(env.full_widths), dtype=torch.float64)
+        active = torch.ones(count, dtype=torch.bool)
+        widths = env.full_widths.repeat(count, 1)
+        observations, ratios, taken = [], [], []
+        for step in range(env.max_steps):
+            observation = kept.float()
+            with torch.no_grad():
+                action = self.agent.propose(observation.to(self.device), self._generator).cpu()
+            after, proposed, done = env.advance(kept, action, step)
+            observations.append(observation)
+            ratios.append(action)
+            taken.append(active)
+            widths = torch.where(active.unsqueeze(1), proposed, widths)
+            kept = torch.where(active.unsqueeze(1), after, kept)
+            active = active & ~done
+            if not active.any():
+                break
+        active_steps = torch.stack(taken)
+        rewards = torch.zeros(active_steps.shape)
+        rows = []
+        for index in range(count):
+            last = int(active_steps[:, index].sum()) - 1
+            started = time.perf_counter()
+            known = tuple(widths[index].tolist()) in env.rewards
+            rewards[last, index] = reward = env.reward(widths[index])
+            rows.append(
+                {
+                    "steps": last + 1,
+                    "reward": reward,
+                    "cost": int(env.cost(widths[index])),
+                    "cached": int(known),
+                    "seconds": round(time.perf_counter() - started, 3),
+                    "widths": " ".join(map(str, widths[index].tolist())),
+                }
+            )
+            if self.on_reward is not None:
+                self.on_reward()
+        episodes = Episodes(torch.stack(observations), torch.stack(ratios), active_steps, rewards, widths)
+        return episodes, rows
+
+    def _remember(self, rows: list[dict[str, Any]]) -> None:
+        """Appends the episodes of all ranks to the history, in the order of ranks."""
+        if self.trainer.world_size > 1:
+            gathered: list[list[dict[str, Any]]] = [[] for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather_object(gathered, rows)
+            rows[:] = [row for part in gathered for row in part]
+        for row in rows:
+            best = max(self.history[-1]["best_reward"], row["reward"]) if self.history else row["reward"]
+            place = {"episode": len(self.history), "iteration": self.current_epoch}
+            more = {"best_reward": best, "cost_ratio": round(row["cost"] / self.env.full_cost, 6)}
+            row.update(place, **more)
+            self._cache(row)
+            self.history.append({name: row[name] for name in HISTORY})
+
+    def _descend(self, loss: Tensor) -> None:
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, L.pytorch.core.optimizer.LightningOptimizer)
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        self.clip_gradients(optimizer, gradient_clip_val=self.grad_clip, gradient_clip_algorithm="norm")
+        optimizer.step()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what a resumed search needs to end as the uninterrupted one."""
+        assert self._generator is not None
+        states = self.all_gather(self._generator.get_state())
+        checkpoint["search"] = {
+            "history": self.history,
+            "generators": states.view(self.trainer.world_size, -1).cpu(),
+            "settings": self.settings,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes up a search where it was left.
+
+        Raises:
+            ValueError: If it was started with other settings.
+        """
+        saved = checkpoint["search"]
+        other = [key for key in self.settings if saved["settings"].get(key) != self.settings[key]]
+        if other:
+            was = ", ".join(f"{key}={saved['settings'].get(key)}" for key in other)
+            raise ValueError(f"the checkpoint is of a search with {was}; resume with the same settings or start anew.")
+        self.history = list(saved["history"])
+        self._generator_state = saved["generators"]
+        for row in self.history:
+            self._cache(row)
+
+    def _cache(self, row: dict[str, Any]) -> None:
+        self.env.rewards[tuple(int(width) for width in row["widths"].split())] = row["reward"]

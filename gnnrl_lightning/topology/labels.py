@@ -1,0 +1,212 @@
+"""Channel-label propagation: which positions of which parameters stand for the same channel.
+
+The traced program is run on integer labels instead of activations. A convolution or linear layer issues a fresh
+label for every output channel and notes the labels of its inputs; operations that move data move the labels with
+the same torch operation; operations that combine elements merge them. In the end every dimension of every parameter
+has a label vector, and labels that were merged can only be removed together. `rules.py` holds one rule an operation.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from gnnrl_lightning.topology.trace import Program
+
+LOCKED = 0
+"""The label of every channel whose number must not change."""
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A tensor without channels of its own: a mask, a fill value, a table of positions."""
+
+    shape: torch.Size
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter or buffer on its way to an operation; `index` says which of its elements lies where."""
+
+    name: str
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class Size:
+    """A module attribute that counts channels, e.g. `Conv2d.in_channels`: after surgery it is the number kept.
+
+    `position` is the place inside a tuple attribute, or None for a plain integer.
+    """
+
+    module: str
+    attribute: str
+    position: int | None
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Product:
+    """Multiply-accumulates of one operation: factor · (kept rows) · (kept columns).
+
+    `rows` and `columns` are label vectors (output and input channels of the weight); None where the operation has no
+    parameter, and then `factor` alone counts.
+    """
+
+    node: str
+    factor: int
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+
+
+@dataclass
+class Labels:
+    """The result of propagation, and the state of it while it runs.
+
+    Attributes:
+        dimensions: (parameter or buffer, dimension) to its label vector, one label a position.
+        readers: Weight to the dimension along which it reads its inputs; depth-wise weights read none.
+        sizes: Module attributes that follow the labels.
+        products: What the network computes, for the closed-form cost.
+        locks: Why labels were locked: (reason, labels).
+        outputs: Labels of each operation's result, by the node's name, in the result's shape.
+    """
+
+    program: Program
+    dimensions: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    readers: dict[str, int] = field(default_factory=dict)
+    sizes: list[Size] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
+    locks: list[tuple[str, Tensor]] = field(default_factory=list)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    _next: int = LOCKED + 1
+    _pairs: list[Tensor] = field(default_factory=list)
+
+    def fresh(self, count: int) -> Tensor:
+        """Issues labels for new channels, [count]."""
+        self._next += count
+        return torch.arange(self._next - count, self._next)
+
+    def unite(self, a: Tensor, b: Tensor) -> None:
+        """Says that channels `a` and `b` (broadcastable) can only be removed together."""
+        a, b = torch.broadcast_tensors(compact(a), compact(b))
+        if a.data_ptr() == b.data_ptr() and a.stride() == b.stride():
+            return
+        differ = a != b
+        if differ.any():
+            self._pairs.append(torch.stack((a[differ], b[differ])))
+
+    def lock(self, labels: Tensor, reason: str) -> None:
+        """Says that these channels must all stay."""
+        labels = compact(labels).unique()
+        labels = labels[labels != LOCKED]
+        if labels.numel():
+            self.locks.append((reason, labels))
+            self.unite(labels, torch.tensor(LOCKED))
+
+    def tie(self, name: str, dimension: int, labels: Tensor) -> None:
+        """Says that a parameter's positions along `dimension` belong to these channels."""
+        known = self.dimensions.setdefault((name, dimension), labels)
+        self.unite(known, labels)
+
+    def fix(self, parameter: Parameter, reason: str) -> None:
+        """Says that a parameter is used in a way that has no rule: none of its dimensions may shrink."""
+        for dimension, size in enumerate(self.program.shapes[parameter.name]):
+            self.tie(parameter.name, dimension, torch.full((size,), LOCKED))
+            self.lock(self.dimensions[parameter.name, dimension], reason)
+
+    def tie_elements(self, parameter: Parameter, labels: Tensor, reason: str) -> None:
+        """Ties a parameter that meets activations element by element, e.g. a layer scale or a position embedding.
+
+        A dimension whose every position meets one label belongs to it; if the labels follow no dimension of the
+        parameter, parameter and channels are fixed.
+        """
+        shape = self.program.shapes[parameter.name]
+        if shape.numel() == 1:
+            return
+        index, labels = torch.broadcast_tensors(parameter.index, labels)
+        index, labels = index.reshape(-1), labels.reshape(-1)
+        explained = False
+        for dimension, size in enumerate(shape):
+            position = index // int(np.prod(shape[dimension + 1 :])) % size
+            vector = torch.zeros(size, dtype=torch.long).scatter_(0, position, labels)
+            follows = bool((vector[position] == labels).all())
+            if follows and size > 1 and bool((vector != vector[0]).any()):
+                self.tie(parameter.name, dimension, vector)
+            explained |= follows
+        if not explained:
+            self.fix(parameter, reason)
+            self.lock(labels, reason)
+
+    def roots(self) -> np.ndarray:
+        """The class of each label, [labels]: equal for labels that were united."""
+        pairs = torch.cat(self._pairs, 1).numpy() if self._pairs else np.empty((2, 0), dtype=np.int64)
+        ones = np.ones(pairs.shape[1], dtype=bool)
+        adjacency = coo_array((ones, (pairs[0], pairs[1])), shape=(self._next, self._next))
+        return connected_components(adjacency, directed=False)[1]
+
+
+def compact(labels: Tensor) -> Tensor:
+    """Drops the copies that `expand` made: every broadcast dimension shrinks to size 1."""
+    for dimension, stride in enumerate(labels.stride()):
+        if stride == 0:
+            labels = labels.narrow(dimension, 0, 1)
+    return labels
+
+
+def varies(labels: Tensor, dimension: int) -> bool:
+    """Whether channels differ along this dimension."""
+    labels = compact(labels)
+    return labels.shape[dimension] > 1 and bool((labels != labels.narrow(dimension, 0, 1)).any())
+
+
+def spread(vector: Tensor, shape: torch.Size, dimension: int) -> Tensor:
+    """Labels of an activation of this shape whose channels lie along `dimension`; no memory is copied."""
+    view = [1] * len(shape)
+    view[dimension] = -1
+    return vector.view(view).expand(shape)
+
+
+def along(state: Labels, labels: Tensor, dimension: int) -> Tensor:
+    """One label a position of `dimension`; whatever lies beside each other there is united, since one weight reads it."""
+    columns = compact(labels).movedim(dimension, 0).flatten(1)
+    state.unite(columns, columns[:, :1])
+    return columns[:, 0].expand(labels.shape[dimension])
+
+
+def propagate(program: Program) -> Labels:
+    """Runs the program on labels. Network inputs and outputs are locked, and so is what no rule covers."""
+    from gnnrl_lightning.topology.rules import apply_rule  # rules build on this module
+
+    state = Labels(program)
+    values: dict[fx.Node, Any] = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            values[node] = _placeholder(program, node)
+        elif node.op == "output":
+            for result in pytree.tree_leaves(node.args):
+                if isinstance(result, fx.Node) and isinstance(values[result], Tensor):
+                    state.lock(values[result], "network output")
+        else:
+            args = fx.node.map_arg(node.args, values.__getitem__)
+            kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
+            values[node] = apply_rule(state, node, args, kwargs)
+        if isinstance(values.get(node), Tensor):
+            state.outputs[node.name] = values[node]
+    return state
+
+
+def _placeholder(program: Program, node: fx.Node) -> Any:
+    if node.name in program.state:
+        name = program.state[node.name]
+        shape = program.shapes[name]
+        return Parameter(name, torch.arange(shape.numel()).view(shape))
+    shape = node.meta["val"].shape
+    if node.name in program.constants:
+        return Constant(shape)
+    return torch.full((1,) * len(shape), LOCKED).expand(shape)

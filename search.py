@@ -1,0 +1,25 @@
+"""Search: a trained network and a budget in, a smaller network out.
+
+python search.py model=mobilenet_v2 budget=0.7
+python search.py -m model=resnet20,resnet56 budget=0.3,0.5
+"""
+
+import hydra
+from omegaconf import DictConfig
+
+from gnnrl_lightning.config import register
+from gnnrl_lightning.launch import launch
+
+register()
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="search")
+def main(config: DictConfig) -> float:
+    """Runs one search; returns the reward of its winner, for a sweeper."""
+    from gnnrl_lightning.run import search
+
+    return search(config)
+
+
+if __name__ == "__main__":
+    launch(main)

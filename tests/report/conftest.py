@@ -1,0 +1,73 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MakeRun = Callable[..., Path]
+
+
+@pytest.fixture
+def make_run() -> MakeRun:
+    """Write the three files of a finished search and return its folder."""
+
+    def make(
+        folder: Path,
+        rewards: tuple[float, ...] = (-40.0, -12.5, -9.25, -30.0),
+        groups: int = 3,
+        **changed: Any,
+    ) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        names = [f"layer{index}.conv<1>" for index in range(groups)]
+        lines = ["episode,iteration,steps,reward,best_reward,cost,cost_ratio,cached,seconds,widths"]
+        best = float("-inf")
+        for number, reward in enumerate(rewards, start=1):
+            best = max(best, reward)
+            widths = " ".join(str(1 + (number + index) % 16) for index in range(groups))
+            ratio = 0.5 - number / 10_000
+            lines.append(f"{number},0,2,{reward},{best},{ratio * 1e8:.0f},{ratio},0,0.5,{widths}")
+        (folder / "history.csv").write_text("\n".join(lines) + "\n")
+        chosen = 1 + max(range(len(rewards)), key=lambda index: rewards[index])
+        plan = [
+            {"name": name, "width": 16, "kept": list(range(1 + (chosen + index) % 16))}
+            for index, name in enumerate(names)
+        ]
+        (folder / "plan.json").write_text(json.dumps({"format": 1, "groups": plan}))
+        small = {"macs": 49_990_000, "params": 400_000, "latency_ms": 8.0, "latency_ratio": 1.5}
+        results = {
+            "model": "resnet56",
+            "data": "digits",
+            "agent": "gnnrl",
+            "importance": "l1",
+            "recovery": "bn",
+            "budget": 0.5,
+            "cost": "flops",
+            "cost_unit": "MACs",
+            "seed": 0,
+            "command": "search.py model=resnet56 budget=0.5",
+            "device": "CPU, 2 threads",
+            "images": {"train": 100, "reward": 50, "test": 1234},
+            "episodes": len(rewards),
+            "evaluations": len(rewards),
+            "seconds": {"base": 1.5, "search": 75.0, "finetune": 3700.0},
+            "stages": [
+                {
+                    "name": "original",
+                    "top1": 93.31,
+                    "macs": 100_000_000,
+                    "params": 800_000,
+                    "latency_ms": 12.0,
+                    "latency_ratio": 1.0,
+                },
+                {"name": "pruned", "top1": 80.0, **small},
+                {"name": "fine-tuned", "top1": 92.1, **small},
+            ],
+            "allowed": {"cost": 50_000_000, "fraction": 0.5},
+            "reward": {"best_seen": best, "whole_split": best - 1},
+            "versions": {"torch": "2.9.0"},
+        }
+        (folder / "results.json").write_text(json.dumps(results | changed))
+        return folder
+
+    return make

@@ -1,0 +1,98 @@
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from gnnrl_lightning.report.page import write_report
+
+MakeRun = Callable[..., Path]
+
+
+class Page(HTMLParser):
+    """Collects the text, the addresses and the nesting of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text: list[str] = []
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attributes if name in ("src", "href")]
+        if tag not in ("meta", "img", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text.append(data)
+
+
+def read(path: Path) -> tuple[Page, str]:
+    page = Page()
+    page.feed(path.read_text(encoding="utf-8"))
+    assert page.open == []
+    return page, re.sub(r"\s+", " ", " ".join(page.text))
+
+
+def test_the_page_tells_the_result_and_needs_no_other_file(tmp_path: Path, make_run: MakeRun) -> None:
+    path = write_report(make_run(tmp_path / "my run"))
+    page, text = read(path)
+    assert path == tmp_path / "my run" / "report.html"
+    assert "93.31 → 92.10 \N{MINUS SIGN}1.21 points" in text
+    assert "100.0 → 50.0 50.0 % of the original" in text
+    assert "12.00 → 8.00 1.50\N{MULTIPLICATION SIGN} as fast on CPU, 2 threads" in text
+    assert "budget 0.50: 50.0 of 100.0 MMACs allowed, 50.0 used" in text
+    assert "python search.py model=resnet56 budget=0.5" in text
+    assert "Accuracy on 1,234 test images" in text
+    assert 'gl.load_pruned("my run")' in text
+    assert "base 1.5 s, search 1 min 15 s, finetune 1 h 01 min" in text
+    assert len(page.addresses) == 3
+    assert all(address.startswith("data:image/svg+xml;base64,") for address in page.addresses)
+    assert sorted(entry.name for entry in path.parent.iterdir()) == [
+        "figures",
+        "history.csv",
+        "plan.json",
+        "report.html",
+        "results.json",
+    ]
+
+
+def test_every_group_is_listed_and_names_are_escaped(tmp_path: Path, make_run: MakeRun) -> None:
+    path = write_report(make_run(tmp_path, groups=50, model="<script>alert(1)</script>"))
+    _, text = read(path)
+    assert "<script" not in path.read_text(encoding="utf-8")
+    assert "<script>alert(1)</script> on digits" in text
+    assert all(f"layer{index}.conv<1>" in text for index in range(50))
+
+
+def test_a_run_without_test_images_says_so(tmp_path: Path, make_run: MakeRun) -> None:
+    stage = {"top1": None, "macs": 10, "params": 10, "latency_ms": None, "latency_ratio": None}
+    stages = [{"name": name, **stage} for name in ("original", "pruned", "fine-tuned")]
+    _, text = read(write_report(make_run(tmp_path, stages=stages, images={"train": 5, "reward": 5, "test": 0})))
+    assert "not tested" in text and "not measured" in text
+    assert "test images" not in text
+
+
+def test_a_rebuilt_page_is_the_same(tmp_path: Path, make_run: MakeRun) -> None:
+    path = write_report(make_run(tmp_path))
+    first = path.read_bytes()
+    assert write_report(tmp_path).read_bytes() == first
+
+
+@pytest.mark.parametrize("name", ["results.json", "history.csv", "plan.json"])
+def test_an_unfinished_run_is_named_and_gets_no_page(tmp_path: Path, make_run: MakeRun, name: str) -> None:
+    (make_run(tmp_path) / name).unlink()
+    with pytest.raises(ValueError, match=f"holds no {re.escape(name)}; give the folder of a finished search"):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_an_empty_history_is_named(tmp_path: Path, make_run: MakeRun) -> None:
+    (make_run(tmp_path) / "history.csv").write_text("episode,reward\n")
+    with pytest.raises(ValueError, match="holds no episode"):
+        write_report(tmp_path)

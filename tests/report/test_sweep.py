@@ -1,0 +1,69 @@
+import csv
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+MakeRun = Callable[..., Path]
+
+APP = """
+import shutil
+import hydra
+from hydra.core.hydra_config import HydraConfig
+
+@hydra.main(version_base="1.3", config_path=".", config_name="app")
+def main(cfg):
+    if cfg.budget == cfg.fail_at:
+        raise ValueError("budget is broken")
+    shutil.copytree(cfg.source, HydraConfig.get().runtime.output_dir, dirs_exist_ok=True)
+
+main()
+"""
+
+CONFIG = """
+budget: 1
+fail_at: 0
+source: ???
+hydra:
+  sweep:
+    dir: sweep/${now:%H-%M-%S-%f}
+  callbacks:
+    summary:
+      _target_: gnnrl_lightning.report.sweep.SweepSummary
+"""
+
+
+@pytest.mark.parametrize("fail_at", [0, 2])
+def test_hydra_sweep_ends_with_one_summary(tmp_path: Path, make_run: MakeRun, fail_at: int) -> None:
+    finished = make_run(tmp_path / "finished")
+    (tmp_path / "app.py").write_text(APP)
+    (tmp_path / "app.yaml").write_text(CONFIG)
+    ended = subprocess.run(
+        [sys.executable, "app.py", "-m", "budget=1,2,3", f"fail_at={fail_at}", f"source={finished}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (ended.returncode == 0) == (fail_at == 0), ended.stderr
+    [summary] = tmp_path.glob("sweep/*/summary.csv")
+    with summary.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    status = ["done", "failed" if fail_at else "done", "done"]
+    assert [(row["folder"], row["status"]) for row in rows] == list(zip("012", status, strict=True))
+    assert rows[2]["top1_fine_tuned"] == "92.1" and float(rows[2]["params_percent"]) == 50
+    assert ended.stdout.count("Sweep written to") == 1
+    assert ("failed" in ended.stdout) == bool(fail_at)
+    assert "92.10" in ended.stdout
+
+
+def test_a_sweep_without_jobs_writes_nothing(tmp_path: Path) -> None:
+    from gnnrl_lightning.report.sweep import summarise
+
+    summarise(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    shutil.rmtree(tmp_path)
+    summarise(tmp_path)

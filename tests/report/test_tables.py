@@ -1,0 +1,80 @@
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from gnnrl_lightning.report.tables import budget_line, stage_rows, stage_table, sweep_rows, sweep_table
+
+MakeRun = Callable[..., Path]
+
+
+def printed(table: Table, width: int = 100) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(table)
+    return console.export_text().replace("\N{NO-BREAK SPACE}", " ")
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_stage_table_says_what_changed_and_what_was_allowed(tmp_path: Path, make_run: MakeRun) -> None:
+    text = printed(stage_table(results_of(make_run(tmp_path))), width=80)
+    assert "budget 0.50: 50.0 of 100.0 MMACs allowed, 50.0 used" in text
+    fine_tuned = next(line for line in text.splitlines() if "fine-tuned" in line)
+    cells = [cell.strip() for cell in fine_tuned.split("│")]
+    assert cells[2:6] == ["92.10", "50.0 (50.0 %)", "0.400 (50.0 %)", "8.00 (1.50\N{MULTIPLICATION SIGN})"]
+
+
+def test_a_budget_of_parameters_is_told_in_parameters(tmp_path: Path, make_run: MakeRun) -> None:
+    allowed = {"cost": 400_001, "fraction": 0.5}
+    folder = make_run(tmp_path, cost="params", cost_unit="parameters", allowed=allowed)
+    assert budget_line(results_of(folder)) == "budget 0.50: 0.400 of 0.800 M parameters allowed, 0.400 used"
+
+
+def test_what_was_not_measured_is_a_dash(tmp_path: Path, make_run: MakeRun) -> None:
+    results = results_of(make_run(tmp_path))
+    for stage in results["stages"]:
+        stage |= {"top1": None, "latency_ms": None, "latency_ratio": None}
+    assert {row[1] for row in stage_rows(results)} == {"\N{EN DASH}"}
+    assert {row[4] for row in stage_rows(results)} == {"\N{EN DASH}"}
+
+
+def test_names_with_brackets_are_not_markup(tmp_path: Path, make_run: MakeRun) -> None:
+    assert "net[bold] on digits" in printed(stage_table(results_of(make_run(tmp_path, model="net[bold]"))))
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, make_run: MakeRun) -> Path:
+    for job in range(11):
+        if job != 3:
+            make_run(tmp_path / str(job), budget=0.3 if job % 2 else 0.5)
+    (tmp_path / "3" / ".hydra").mkdir(parents=True)
+    (tmp_path / "3" / ".hydra" / "overrides.yaml").write_text("- budget=0.3\n- trainer.epochs=1\n")
+    return tmp_path
+
+
+def test_sweep_rows_follow_the_jobs_and_name_the_failed(sweep: Path) -> None:
+    rows = sweep_rows(sweep)
+    assert [row["folder"] for row in rows] == [str(job) for job in range(11)]
+    assert [row["folder"] for row in rows if row["status"] == "failed"] == ["3"]
+    assert rows[3]["budget"] == "0.3" and rows[3]["top1_original"] is None
+    assert "trainer.epochs" not in rows[3]
+    assert rows[0]["top1_fine_tuned"] == 92.1
+    assert rows[0]["cost_percent"] == pytest.approx(49.99)
+    assert rows[0]["params_percent"] == pytest.approx(50.0)
+    assert len({tuple(row) for row in rows}) == 1
+
+
+def test_sweep_table_has_a_column_only_for_what_differs(sweep: Path) -> None:
+    rows = sweep_rows(sweep)
+    text = printed(sweep_table(rows))
+    assert "failed" in text
+    # The failed job named only its budget: its unknown model must not make a column of the model.
+    assert [column.header for column in sweep_table(rows).columns][:2] == ["budget", "top-1 %\noriginal"]
+    assert "model resnet56, data digits, agent gnnrl" in text and "seed 0" in text
