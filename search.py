@@ -8,7 +8,7 @@ import hydra
 from omegaconf import DictConfig
 
 from gnnrl_lightning.config import register
-from gnnrl_lightning.launch import launch
+from gnnrl_lightning.launch import job, launch
 
 register()
 
@@ -18,7 +18,7 @@ def main(config: DictConfig) -> float:
     """Runs one search; returns the reward of its winner, for a sweeper."""
     from gnnrl_lightning.run import search
 
-    return search(config)
+    return job(search, config)
 
 
 if __name__ == "__main__":

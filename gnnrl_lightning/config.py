@@ -80,8 +80,6 @@ class SearchConfig:
     """Training of the base network where there are no weights."""
     finetune: FitConfig = field(default_factory=FitConfig)
     """Fine-tuning of the pruned network at the end."""
-    traceback: bool = False
-    """Show Python's traceback where the configuration is at fault."""
 
     def check(self) -> None:
         """Raise ValueError for values out of range."""
@@ -122,8 +120,6 @@ class TrainConfig:
     """Of everything random."""
     fit: FitConfig = field(default_factory=FitConfig)
     """The training."""
-    traceback: bool = False
-    """Show Python's traceback where the configuration is at fault."""
 
     def check(self) -> None:
         """Raise ValueError for values out of range."""
@@ -144,14 +140,16 @@ def typed(config: DictConfig, schema: type[SearchConfig] | type[TrainConfig]) ->
     Raises:
         ValueError: If a value is missing or out of range, with the override to type.
     """
-    groups = {name for name, field_ in schema.__dataclass_fields__.items() if field_.type is Any}
-    for name in schema.__dataclass_fields__:
-        if OmegaConf.is_missing(config, name):
-            raise ValueError(f"{name} is missing; add {name}=… (see --help).")
-    plain = OmegaConf.to_object(OmegaConf.masked_copy(config, [n for n in schema.__dataclass_fields__ if n not in groups]))
-    result = plain if isinstance(plain, schema) else schema(**plain)  # type: ignore[arg-type]
-    for name in groups:
-        setattr(result, name, config[name])
+    for name in sorted(OmegaConf.missing_keys(config)):
+        raise ValueError(f"{name} is missing; add {name}=… (see --help).")
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    values: dict[str, Any] = {}
+    for name, each in schema.__dataclass_fields__.items():
+        if each.type is FitConfig:
+            values[name] = FitConfig(**resolved[name])
+        else:
+            values[name] = config[name] if each.type is Any else resolved[name]
+    result = schema(**values)
     result.check()
     return result
 

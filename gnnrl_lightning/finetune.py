@@ -23,9 +23,7 @@ class SupervisedModule(L.LightningModule):
         weight_decay: L2 penalty.
     """
 
-    def __init__(
-        self, model: nn.Module, num_classes: int, stage: str, lr: float, momentum: float, weight_decay: float
-    ):
+    def __init__(self, model: nn.Module, num_classes: int, stage: str, lr: float, momentum: float, weight_decay: float):
         super().__init__()
         self.model = model
         self.stage = stage
@@ -53,9 +51,7 @@ class SupervisedModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """SGD, annealed at every step."""
-        optimizer = torch.optim.SGD(
-            self.parameters(), self.lr, momentum=self.momentum, weight_decay=self.weight_decay
-        )
+        optimizer = torch.optim.SGD(self.parameters(), self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -93,13 +93,15 @@ def fit(
     Returns:
         Top-1 in % on the reward split at the end.
     """
-    module = SupervisedModule(
-        model, data.num_classes, stage, settings.lr, settings.momentum, settings.weight_decay
-    )
+    module = SupervisedModule(model, data.num_classes, stage, settings.lr, settings.momentum, settings.weight_decay)
     callbacks = [instantiate(node) for node in (config.callbacks or {}).values()]
     trainer = build_trainer(
-        config, logger, callbacks if logger else [c for c in callbacks if not _needs_logger(c)],
-        max_epochs=settings.epochs, max_steps=settings.max_steps, log_every_n_steps=10,
+        config,
+        logger,
+        callbacks if logger else [c for c in callbacks if not _needs_logger(c)],
+        max_epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        log_every_n_steps=10,
     )
     model.train()  # Lightning keeps the mode it finds, and a network fresh from its evaluation is in eval
     trainer.fit(module, datamodule=data)

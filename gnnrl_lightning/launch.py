@@ -1,32 +1,59 @@
-"""How a command ends when the user is at fault: one sentence and exit code 1."""
+"""How a command starts and ends: quiet libraries, one stamp for all ranks, one sentence where the user is at fault."""
 
+import datetime
 import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+
+_NOISE = (
+    ".*torch.jit.*deprecated.*",  # torch-geometric's
+    ".*isinstance.treespec, LeafSpec.*",  # Lightning's
+    ".*smaller than the logging interval.*",  # an iteration of the search is an epoch of one batch
+    ".*does not have many workers.*",  # images in memory come faster without
+)
+"""Warnings that say nothing to the user of this program."""
 
 
 def launch(main: Callable[[], Any]) -> None:
-    """Runs a Hydra application; with `debug=…` an error shows its traceback, otherwise one line says what to do."""
-    # Hydra would print its own extract of a traceback; so told, it raises, and the line below is all there is.
+    """Runs a Hydra application.
+
+    The exit code is 1 where the user's settings are at fault and 2 where Hydra cannot compose them.
+    """
+    # Hydra would print its own extract of a traceback; so told, it raises, and one line is all there is.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    # One stamp for all ranks: each ddp process composes the configuration anew, and must find the same folder.
-    os.environ.setdefault("RUN_STAMP", _stamp())
-    warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated.*")
+    # Each ddp process composes the configuration anew, and must find the same folder.
+    os.environ.setdefault("RUN_STAMP", datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3])
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
     try:
         main()
-    except (ValueError, HydraException, OmegaConfBaseException) as error:
-        if any(argument.startswith("debug=") for argument in sys.argv):
+    except ValueError as error:
+        _give_up(error, 1)
+    except (HydraException, OmegaConfBaseException) as error:
+        _give_up(error, 2)
+
+
+def job(story: Callable[[DictConfig], float], config: DictConfig) -> float:
+    """Runs one job; a job of a sweep raises, so that the others go on and the summary calls it failed."""
+    try:
+        return story(config)
+    except ValueError as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
+        _give_up(error, 1)
 
 
-def _stamp() -> str:
-    import datetime
-
-    return datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3]
+def _give_up(error: Exception, code: int) -> NoReturn:
+    """Says what to do in one line; the traceback is there with `debug=`."""
+    if any(argument.startswith("debug=") for argument in sys.argv):
+        raise error
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(code)

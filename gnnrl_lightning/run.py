@@ -2,7 +2,7 @@
 
 import logging
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,14 @@ from rich.console import Console
 
 from gnnrl_lightning.base import save_weights, train_base
 from gnnrl_lightning.config import SearchConfig, TrainConfig, build, typed
-from gnnrl_lightning.data import ImageDataModule
+from gnnrl_lightning.data import ImageDataModule, Preprocessing
 from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.measure import latencies, test_top1
 from gnnrl_lightning.files import write_json
 from gnnrl_lightning.fitting import build_trainer, device_of, fit, log_metrics, open_loggers
 from gnnrl_lightning.models.factory import ModelSpec, check_model, create_model, preprocessing_of
 from gnnrl_lightning.pruning.plan import PruningPlan
-from gnnrl_lightning.pruning.surgery import load_pruned, make_plan, save_pruned, verified
+from gnnrl_lightning.pruning.surgery import load_pruned, make_plan, save_pruned, uniform_plan, verified
 from gnnrl_lightning.report.page import write_report
 from gnnrl_lightning.report.results import choice, command, durations, stages
 from gnnrl_lightning.report.tables import stage_table
@@ -45,26 +45,34 @@ def search(config: DictConfig) -> float:
     """
     cfg: SearchConfig = typed(config, SearchConfig)
     spec = ModelSpec.from_config(config.model)
-    data = _data(config, spec)
-    check_model(spec, data.num_classes, cfg.weights)
+    check_model(spec, config.data.num_classes, cfg.weights)
+    data = _data(config, preprocessing_of(spec, cfg.weights))
     data.prepare_data()
     data.setup()
     clock = {"base": time.perf_counter()}
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     model = create_model(spec, data.num_classes, data.image_size, cfg.weights)
     shape = (1, 3, data.image_size, data.image_size)
-    topology = trace(
-        model, torch.zeros(shape), divisor=cfg.divisor, min_keep=cfg.min_keep, exclude=tuple(cfg.exclude)
-    )
+    topology = trace(model, torch.zeros(shape), divisor=cfg.divisor, min_keep=cfg.min_keep, exclude=tuple(cfg.exclude))
     cost = build(config.cost, topology=topology)
     recovery = build(config.recovery)
     env = PruningEnv(topology, cost, cfg.budget, lambda widths: evaluator(widths), cfg.max_steps)
     log.info(
         "budget %.2f: %.1f of %.1f M %s; %d groups, %d channels",
-        cfg.budget, env.allowed / 1e6, env.full_cost / 1e6, cost.unit, len(topology.groups), int(topology.full_widths().sum()),
+        cfg.budget,
+        env.allowed / 1e6,
+        env.full_cost / 1e6,
+        cost.unit,
+        len(topology.groups),
+        int(topology.full_widths().sum()),
     )
+    # A forward with sizes of its own that the trace cannot show is found now, not after the search.
+    verified(model, topology, [group.kept for group in uniform_plan(topology, model, keep=0.5).groups])
     reward = data.tensors("reward")
-    training = data.tensors("train", recovery.images) if recovery.images else data.tensors("train", 1)
+    available = len(data.splits["train"].labels)
+    if recovery.images > available:
+        log.info("recovery.images=%d: only %d training images there are; all are taken", recovery.images, available)
+    training = data.tensors("train", min(max(recovery.images, 1), available))
     folder, device = Path(config.paths.run), device_of(config)
 
     with open_loggers(config, "search") as logger:
@@ -89,7 +97,10 @@ def search(config: DictConfig) -> float:
         kept = evaluator.kept(widths)
         about = {"budget": cfg.budget, "cost": cost.name, "seed": cfg.seed, "agent": choice("agent")}
         network = {"spec": spec.to_dict(), "num_classes": data.num_classes, "image_size": data.image_size}
-        served = OmegaConf.to_container(config.data, resolve=True)
+        served = {
+            "config": OmegaConf.to_container(config.data, resolve=True),
+            "preprocessing": asdict(data.preprocessing),
+        }
         plan = replace(make_plan(topology, kept), model=network, data=served, about=about)
         pruned = verified(model, topology, kept)
         recovery(pruned, *(part.to(device) for part in training))
@@ -144,12 +155,14 @@ def train(config: DictConfig) -> float:
     plan = PruningPlan.load(Path(cfg.plan)) if cfg.plan else None
     if plan is not None and (plan.model is None or (plan.data is None and cfg.data is None)):
         raise ValueError(f"plan={cfg.plan} does not say how to build its network or which images it saw; give data=….")
-    if plan is not None and cfg.data is None:
-        config = OmegaConf.merge(config, {"data": plan.data})  # type: ignore[assignment]
+    if plan is not None and plan.data is not None and cfg.data is None:
+        config = OmegaConf.merge(config, {"data": plan.data["config"]})  # type: ignore[assignment]
     spec = ModelSpec.from_config(plan.model["spec"] if plan and plan.model else config.model)
-    data = _data(config, spec)
     if plan is None:
-        check_model(spec, data.num_classes, cfg.weights)
+        check_model(spec, config.data.num_classes, cfg.weights)
+    # The pruned weights expect their images as the original's did, whatever images are given now.
+    known = Preprocessing(**plan.data["preprocessing"]) if plan and plan.data else None
+    data = _data(config, known or preprocessing_of(spec, cfg.weights))
     data.prepare_data()
     data.setup()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -175,14 +188,9 @@ def train(config: DictConfig) -> float:
     return reward_top1
 
 
-def _data(config: DictConfig, spec: ModelSpec) -> ImageDataModule:
+def _data(config: DictConfig, preprocessing: Preprocessing) -> ImageDataModule:
     """The data module, checked before anything is downloaded or decoded."""
-    missing = OmegaConf.missing_keys(config.data)
-    if missing:
-        name = sorted(missing)[0]
-        raise ValueError(f"data.{name} is missing; add data.{name}=… (see conf/data/{config.data.name}.yaml).")
-    weights = config.weights
-    data: ImageDataModule = build(config.data, preprocessing=preprocessing_of(spec, weights), seed=config.seed)
+    data: ImageDataModule = build(config.data, preprocessing=preprocessing, seed=config.seed)
     data.check()
     return data
 
@@ -195,13 +203,17 @@ def _run_search(
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     agent = build(config.agent, graph=hierarchical_graph(env.topology))
     settings: dict[str, Any] = {
-        name: OmegaConf.to_container(config[name], resolve=True) if isinstance(config[name], DictConfig) else config[name]
+        name: OmegaConf.to_container(config[name], resolve=True)
+        if isinstance(config[name], DictConfig)
+        else config[name]
         for name in ("model", "data", "agent", "cost", "importance", "recovery", "budget", "weights", "seed")
     }
     settings |= {name: config[name] for name in ("reward_images", "max_steps", "min_keep", "divisor")}
     module = SearchModule(agent, env, cfg.episodes, cfg.seed, settings)
     state = SearchState(folder)
-    trainer = build_trainer(config, logger, [SearchProgress(), state], max_epochs=module.iterations, enable_progress_bar=False)
+    trainer = build_trainer(
+        config, logger, [SearchProgress(), state], max_epochs=module.iterations, enable_progress_bar=False
+    )
     resume = state.checkpoint if state.checkpoint.is_file() else None
     if resume:
         log.info("resuming from %s", resume)

@@ -1,5 +1,6 @@
 """Class folders, or tars of them, from small pictures to ImageNet."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from gnnrl_lightning.data.files import TAR_SUFFIXES, ImageFiles, index_files, is
 from gnnrl_lightning.data.images import FileImages, ImageSet, cut, in_memory
 from gnnrl_lightning.data.module import ImageDataModule
 from gnnrl_lightning.data.preprocessing import Preprocessing
+
+log = logging.getLogger(__name__)
+_PROBED = 32
 
 
 class FolderDataModule(ImageDataModule):
@@ -28,7 +32,8 @@ class FolderDataModule(ImageDataModule):
         size: side in pixels that the network is fed; null keeps small images as they are and brings others to the size
             of the network's preprocessing.
         resize: shorter side in pixels that large images are brought to before their centre is cut; null keeps the
-            proportion to `size` that the network's preprocessing has.
+            proportion to `size` that the network's preprocessing has, but never enlarges a set that was brought to one
+            smaller side before.
         test_fraction: share of the only set that is the test split, in (0, 1).
         num_workers: processes that decode large images.
         **common: see `ImageDataModule`.
@@ -71,7 +76,10 @@ class FolderDataModule(ImageDataModule):
         files = self._indexed()
         sets = self._in_memory(files)
         if not sets:
-            sets = [FileImages(each, np.arange(len(each)), self._scaled()) for each in files]
+            to = self._scaled()
+            if self.resize is None:
+                to = replace(to, resize=_prepared_side(files, to))
+            sets = [FileImages(each, np.arange(len(each)), to) for each in files]
             self.loader_workers = self.num_workers
         self._files = []
         if len(sets) == 2:
@@ -127,6 +135,25 @@ class FolderDataModule(ImageDataModule):
             return [self.root]
         train, test, val = (_find_set(self.root, name) for name in ("train", "test", "val"))
         return [path for path in (train, test or val) if path is not None] or [self.root]
+
+
+def _prepared_side(files: list[ImageFiles], to: Preprocessing) -> int:
+    """The shorter side to resize to: that of the images where all were brought to one between crop and resize.
+
+    Enlarging such images again and cutting their centre would throw away a border that the network should see.
+    """
+    rows = np.linspace(0, len(files[-1]) - 1, min(_PROBED, len(files[-1])), dtype=int)
+    sides = {min(files[-1].open(row).size) for row in rows}
+    side = sides.pop()
+    if sides or not to.crop <= side < to.resize:
+        return to.resize
+    log.info(
+        "%s: images are %d pixels on the shorter side already; they are not enlarged to %d",
+        files[-1].path,
+        side,
+        to.resize,
+    )
+    return side
 
 
 def _find_set(root: Path, name: str) -> Path | None:

@@ -63,7 +63,7 @@ class Evaluator:
         self.recovery = recovery
         self.batch_size = batch_size
         self.reward_images = reward_images
-        self.model = model.to(device, memory_format=torch.channels_last).eval()
+        self.model = model.to(device).to(memory_format=torch.channels_last).eval()
         self.scores = importance(self.model, topology)
         self._reward = self._place(reward)
         self._train = self._place(train)
@@ -100,4 +100,3 @@ class Evaluator:
     def _place(self, data: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         images, labels = data
         return images.to(self.device, memory_format=torch.channels_last), labels.to(self.device)
-

@@ -38,7 +38,7 @@ def latencies(models: Sequence[nn.Module], image: Tensor, device: torch.device) 
         image: One batch, [N, 3, H, W].
         device: Where they run.
     """
-    models = [model.to(device, memory_format=torch.channels_last).eval() for model in models]
+    models = [model.to(device).to(memory_format=torch.channels_last).eval() for model in models]
     image = image.to(device, memory_format=torch.channels_last)
     times: list[list[float]] = [[] for _ in models]
     started = time.perf_counter()

@@ -21,7 +21,7 @@ def recalibrate(model: nn.Module, images: Tensor, batch_size: int) -> None:
     layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not layers:
         return
-    training, momenta = model.training, [layer.momentum for layer in layers]
+    modes, momenta = _modes(model), [layer.momentum for layer in layers]
     model.eval()
     for layer in layers:
         layer.reset_running_stats()
@@ -33,7 +33,7 @@ def recalibrate(model: nn.Module, images: Tensor, batch_size: int) -> None:
                 model(batch)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
-    model.train(training)
+    _restore(modes)
 
 
 class NoRecovery:
@@ -83,7 +83,7 @@ class FinetuneRecovery:
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> None:
         """Trains the network in place; the same network and images give the same result."""
         recalibrate(model, images, self.batch_size)
-        training = model.training
+        modes = _modes(model)
         model.train()
         optimizer = torch.optim.SGD(model.parameters(), self.lr, momentum=0.9, weight_decay=4e-5)
         order = _batches(len(images), self.batch_size, self.steps)
@@ -94,7 +94,16 @@ class FinetuneRecovery:
                 optimizer.zero_grad()
                 F.cross_entropy(model(images[batch]), labels[batch]).backward()
                 optimizer.step()
-        model.train(training)
+        _restore(modes)
+
+
+def _modes(model: nn.Module) -> list[tuple[nn.Module, bool]]:
+    return [(module, module.training) for module in model.modules()]
+
+
+def _restore(modes: list[tuple[nn.Module, bool]]) -> None:
+    for module, training in modes:
+        module.training = training
 
 
 def _batches(images: int, batch_size: int, steps: int) -> list[Any]:

@@ -1,5 +1,9 @@
 """The multi-stage GNN of GNN-RL (ICML 2022, eq. 1 to 5): motifs are embedded first, then the network made of them."""
 
+from collections.abc import Callable
+from dataclasses import fields, replace
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -19,19 +23,22 @@ class MotifEncoder(nn.Module):
         hidden: Size inside.
     """
 
+    kind: Tensor
+    static: Tensor
+
     def __init__(self, graph: HierarchicalGraph, size: int, hidden: int):
         super().__init__()
         self.node = nn.Embedding(4, size)
         self.edge = nn.Embedding(3 * len(MOTIF_KINDS), size)
         self.numbers = nn.Linear(3, size)
         self.conv = EdgeGCNConv(size, hidden)
-        channels = torch.tensor([motif.channels for motif in graph.motifs])
+        channels = torch.tensor([motif.channels for motif in graph.motifs], dtype=torch.long)
         self.pool = LearnedPooling(_class_sizes(channels).flatten())
         self.linear = nn.Linear(hidden, size)
-        kinds = torch.tensor([MOTIF_KINDS.index(motif.kind) for motif in graph.motifs])
+        kinds = torch.tensor([MOTIF_KINDS.index(motif.kind) for motif in graph.motifs], dtype=torch.long)
         numbers = [[motif.kernel / 9, motif.stride / 2] for motif in graph.motifs]
         self.register_buffer("kind", kinds, persistent=False)
-        self.register_buffer("static", torch.tensor(numbers), persistent=False)
+        self.register_buffer("static", torch.tensor(numbers).view(-1, 2), persistent=False)
 
     def forward(self, motif: Tensor, channels: Tensor) -> Tensor:
         """Embeds motifs.
@@ -68,6 +75,9 @@ class GraphEncoder(nn.Module):
         features: `learned` for deterministic features, `random` for the paper's normal ones, drawn once.
     """
 
+    _full: Tensor
+    _random: Tensor
+
     def __init__(
         self,
         graph: HierarchicalGraph,
@@ -86,17 +96,22 @@ class GraphEncoder(nn.Module):
         self.edge = nn.Embedding(len(EDGE_KINDS), feature_size)
         self.numbers = nn.Linear(graph.node_features.shape[1] + 1, feature_size)
         sizes = [feature_size] + [hidden_size] * num_layers
-        self.convs = nn.ModuleList(EdgeGCNConv(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.convs = nn.ModuleList(EdgeGCNConv(a, b) for a, b in pairwise(sizes))
         self.edge_sizes = nn.ModuleList(nn.Linear(feature_size, size) for size in sizes[1:-1])
         self.pool = LearnedPooling(graph.multiplicities())
         self.linear = nn.Linear(hidden_size, embedding_size)
         self.embedding_size = embedding_size
-        full = graph.multiplicities().float()
-        for name, value in {
-            "_full": full,
-            "_random": torch.randn(len(full), feature_size) if features == "random" else torch.zeros(0),
-        }.items():
-            self.register_buffer(name, value, persistent=name == "_random")
+        self.register_buffer("_full", graph.multiplicities().float(), persistent=False)
+        drawn = len(graph.node_kind) if features == "random" else 0
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("_random", torch.randn(drawn, feature_size, generator=generator))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GraphEncoder":
+        """Moves the graph with the parameters, e.g. to a GPU."""
+        moved = {field.name: getattr(self.graph, field.name) for field in fields(self.graph)}
+        moved = {name: fn(value) for name, value in moved.items() if isinstance(value, Tensor)}
+        self.graph = replace(self.graph, **moved)
+        return super()._apply(fn, recurse)
 
     def forward(self, widths: Tensor) -> tuple[Tensor, Tensor]:
         """Embeds the network at these widths.
@@ -109,8 +124,9 @@ class GraphEncoder(nn.Module):
         """
         graph = self.graph
         present = graph.multiplicities(widths)  # [B, V]
-        edges = self.edge(graph.edge_kind).expand(len(widths), -1, -1)
-        edges = torch.where((graph.edge_motif >= 0).unsqueeze(-1), self._motifs(widths)[:, graph.edge_motif], edges)
+        edges = self.edge(graph.edge_kind).repeat(len(widths), 1, 1)
+        convolves = graph.edge_motif >= 0
+        edges[:, convolves] = self._motifs(widths)[:, graph.edge_motif[convolves]]
         x = self.node(graph.node_kind) + self.numbers(self._numbers(present))
         if len(self._random):
             x = self._random.expand(len(widths), -1, -1)
@@ -132,7 +148,7 @@ class GraphEncoder(nn.Module):
         channels = self.graph.conv_channels(widths)
         rows = torch.stack((self.graph.conv_motif.expand_as(channels), channels), -1).flatten(0, 1)
         distinct, place = rows.unique(dim=0, return_inverse=True)
-        return self.motif(distinct[:, 0], distinct[:, 1])[place].view(*channels.shape, -1)
+        return self.motif(distinct[:, 0], distinct[:, 1])[place].view(*channels.shape, self.edge.embedding_dim)
 
 
 def _class_sizes(channels: Tensor) -> Tensor:

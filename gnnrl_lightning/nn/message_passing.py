@@ -57,13 +57,14 @@ class LearnedPooling(nn.Module):
         x [..., V, F], present [..., V] → [..., F], where `present` counts the nodes left of each class.
     """
 
+    start: Tensor
+    """Index of the first weight of each class, [V]."""
+
     def __init__(self, sizes: Tensor):
         super().__init__()
         self.register_buffer("start", torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])[:-1], persistent=False)
-        self.weight = nn.Parameter(torch.full((int(sizes.sum()),), 1.0 / len(sizes)))
         # A class counts as much as any other at first, however many channels it stands for.
-        with torch.no_grad():
-            self.weight /= sizes.repeat_interleave(sizes)
+        self.weight = nn.Parameter(1.0 / (max(len(sizes), 1) * sizes.repeat_interleave(sizes)))
 
     def coefficients(self, present: Tensor, classes: Tensor | slice = slice(None)) -> Tensor:
         """Sum of the weights of the nodes left in each class, [..., V]."""

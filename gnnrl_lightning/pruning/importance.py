@@ -31,12 +31,13 @@ class Magnitude:
         Returns:
             One tensor of scores a group, [width]; higher is more important.
         """
-        written, read = self._mean_norms(model, topology, reading=False), self._mean_norms(model, topology, reading=True)
-        scores = torch.where(written > 0, written, read)
+        written, has_writer = self._mean_norms(model, topology, reading=False)
+        read, _ = self._mean_norms(model, topology, reading=True)
+        scores = torch.where(has_writer, written, read)
         return list(scores.split([group.width for group in topology.groups]))
 
-    def _mean_norms(self, model: nn.Module, topology: Topology, reading: bool) -> Tensor:
-        """Mean over the weights that read (or write) a channel of its relative norm, [slots]; 0 where there is none."""
+    def _mean_norms(self, model: nn.Module, topology: Topology, reading: bool) -> tuple[Tensor, Tensor]:
+        """Mean over the weights that read (or write) a channel of its relative norm, and if there are any, [slots]."""
         total = torch.zeros(len(topology.group_of_slot))
         layers = torch.zeros_like(total)
         parameters = dict(model.named_parameters())
@@ -51,7 +52,7 @@ class Magnitude:
             owned = slots >= 0
             total.index_add_(0, slots[owned], norms[owned])
             layers.index_add_(0, slots[owned], torch.ones_like(norms[owned]))
-        return total / layers.clamp(min=1)
+        return total / layers.clamp(min=1), layers > 0
 
 
 def most_important(scores: list[Tensor], widths: Tensor) -> list[list[int]]:

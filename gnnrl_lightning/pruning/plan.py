@@ -34,7 +34,8 @@ class PruningPlan:
         input_shape: Shape of the input that the network was traced with, [N, ...].
         exclude: Regular expressions of the layers that were kept out of the groups.
         model: How to build the unpruned network again, as `models.factory` reads it; None for a module of the user's.
-        data: The configuration of the images that it was searched on, for fine-tuning; None where there is none.
+        data: The images that it was searched on, for fine-tuning: their configuration and the preprocessing that the
+            weights expect; None where there is none.
         about: Anything worth knowing later (budget, cost, seed); never read by the program.
     """
 
@@ -66,14 +67,20 @@ class PruningPlan:
         try:
             raw = json.loads(path.read_text())
             version = raw.pop("format")
+            if version != FORMAT:
+                raise ValueError(f"its format is {version} and this version reads {FORMAT}")
             groups = tuple(
-                GroupPlan(str(g["name"]), int(g["width"]), tuple(int(c) for c in g["kept"])) for g in raw.pop("groups")
+                GroupPlan(str(g["name"]), int(g["width"]), tuple(map(int, g["kept"]))) for g in raw["groups"]
             )
-            plan = cls(groups, tuple(raw.pop("input_shape")), tuple(raw.pop("exclude")), **raw)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"plan={path} is not a pruning plan ({type(error).__name__}: {error}).") from error
-        if version != FORMAT:
-            raise ValueError(f"plan={path} has format {version}; this version reads format {FORMAT}.")
+            shape, exclude = tuple(map(int, raw["input_shape"])), tuple(map(str, raw["exclude"]))
+            plan = cls(**{**raw, "groups": groups, "input_shape": shape, "exclude": exclude})
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"plan={path} is not a pruning plan: {reason}.") from error
+        if not shape or min(shape) < 1:
+            raise ValueError(
+                f"plan={path}: input_shape {list(shape)} must be the shape of a batch, e.g. [1, 3, 32, 32]."
+            )
         for group in groups:
             kept = group.kept
             if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= group.width:
@@ -81,4 +88,6 @@ class PruningPlan:
                     f"plan={path}: group {group.name} must keep 1 to {group.width} distinct channels, "
                     f"ascending, numbered from 0."
                 )
+        if len({group.name for group in groups}) < len(groups):
+            raise ValueError(f"plan={path} names a group twice; each group has one entry.")
         return plan

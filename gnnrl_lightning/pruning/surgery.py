@@ -1,10 +1,12 @@
 """Surgery: the network without the channels that a plan drops. One index selection per parameter dimension."""
 
 import copy
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -36,7 +38,8 @@ def prune(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]) -
                 stays = (slots < 0) | mask[slots]
                 if not stays.all():
                     value = value.index_select(dimension, stays.nonzero().flatten().to(value.device))
-        value = value.clone() if value is tensor or value.data_ptr() == tensor.data_ptr() else value
+        if value.data_ptr() == tensor.data_ptr():
+            value = value.clone()
         small[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
     # deepcopy takes what the memo holds: every other attribute is copied, each tensor arrives already pruned.
     pruned = copy.deepcopy(model, small)
@@ -69,7 +72,9 @@ def masked(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]) 
 
 
 def relative_error(result: Tensor, reference: Tensor) -> float:
-    """Largest difference as a fraction of the reference's largest value."""
+    """Largest difference as a fraction of the reference's largest value; infinite where the shapes differ."""
+    if result.shape != reference.shape:
+        return math.inf
     return float((result - reference).abs().max() / reference.abs().max().clamp(min=1e-12))
 
 
@@ -90,15 +95,19 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
 def verified(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]) -> nn.Module:
     """As `prune`, with the check of `apply_plan`."""
     pruned = prune(model, topology, kept)
-    reference = masked(model, topology, kept)
     parameter = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(topology.program.example_shape, generator=generator).to(parameter)
-    error = relative_error(_evaluate(pruned, images), _evaluate(reference, images))
-    if not error <= TOLERANCE:
+    reference = _evaluate(masked(model, topology, kept), images)
+    try:
+        error = relative_error(_evaluate(copy.deepcopy(pruned), images), reference)
+        wrong = f"relative error {error:.1e}" if not error <= TOLERANCE else ""
+    except Exception as failure:  # whatever the user's forward raises once its channels are fewer
+        wrong = str(failure).strip().partition("\n")[0] or type(failure).__name__
+    if wrong:
         raise ValueError(
-            f"{type(model).__name__} computes something else after pruning (relative error {error:.1e}): its forward "
-            f"uses a number of channels that the trace does not show; keep those layers whole with exclude=[…]."
+            f"{type(model).__name__} computes something else after pruning ({wrong}): its forward uses a number of "
+            f"channels that the trace does not show; keep those layers whole with exclude=[…]."
         )
     return pruned
 
@@ -134,7 +143,8 @@ def make_plan(topology: Topology, kept: Sequence[Sequence[int]]) -> PruningPlan:
 def save_pruned(folder: Path, small: nn.Module, plan: PruningPlan) -> None:
     """Writes `pruned.safetensors` and `plan.json`; `load_pruned` reads them back."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: value.detach().cpu().contiguous() for name, value in small.state_dict().items()}
+    # Cloned, because safetensors refuses tensors that share memory, as tied weights do.
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in small.state_dict().items()}
     write_bytes(folder / "pruned.safetensors", save(state))
     plan.save(folder / "plan.json")
 
@@ -151,25 +161,36 @@ def load_pruned(folder: Path | str, model: nn.Module | None = None) -> nn.Module
     """
     folder = Path(folder)
     plan = PruningPlan.load(folder / "plan.json")
-    if model is None:
-        if plan.model is None:
-            raise ValueError(f"{folder}/plan.json does not say how to build its network; pass it as model=….")
-        spec = ModelSpec.from_config(plan.model["spec"])
-        model = create_model(spec, plan.model["num_classes"], plan.model["image_size"], weights=None)
     path = folder / "pruned.safetensors"
     if not path.is_file():
         raise ValueError(f"{path} does not exist; the run did not reach its end.")
+    if model is None:
+        model = _build(plan, folder / "plan.json")
     small = prune(model, *_locate(model, plan))
     try:
         small.load_state_dict(load_file(path))
-    except Exception as error:
+    except (SafetensorError, RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(f"{path} does not hold the weights of its plan: {reason}") from error
     return small.eval()
 
 
+def _build(plan: PruningPlan, path: Path) -> nn.Module:
+    """The unpruned network of a plan, with any weights."""
+    if plan.model is None:
+        raise ValueError(f"{path} does not say how to build its network; pass it as model=….")
+    try:
+        spec = ModelSpec.from_config(plan.model["spec"])
+        num_classes, image_size = int(plan.model["num_classes"]), int(plan.model["image_size"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not say how to build its network ({error}); pass it as model=….") from error
+    return create_model(spec, num_classes, image_size, weights=None)
+
+
 def _locate(model: nn.Module, plan: PruningPlan) -> tuple[Topology, list[Sequence[int]]]:
-    topology = trace(model, torch.zeros(plan.input_shape), exclude=plan.exclude)
+    """The network's topology and what the plan keeps of each of its groups."""
+    example = torch.zeros(plan.input_shape).to(next(model.parameters()))
+    topology = trace(model, example, exclude=plan.exclude)
     planned = {group.name: group for group in plan.groups}
     known = {group.name: group.width for group in topology.groups}
     for group in plan.groups:
@@ -184,10 +205,6 @@ def _locate(model: nn.Module, plan: PruningPlan) -> tuple[Topology, list[Sequenc
 
 @torch.no_grad()
 def _evaluate(model: nn.Module, images: Tensor) -> Tensor:
-    """The network's output in eval mode; several outputs are joined."""
-    training = model.training
-    model.eval()
-    result = model(images)
-    model.train(training)
-    leaves = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+    """The output of a network that is not needed afterwards; several outputs are joined."""
+    leaves = [leaf for leaf in pytree.tree_leaves(model.eval()(images)) if isinstance(leaf, Tensor)]
     return torch.cat([leaf.flatten().float() for leaf in leaves])

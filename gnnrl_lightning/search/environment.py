@@ -102,19 +102,33 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return after, widths, done
 
     def _land(self, kept: Tensor, ratios: Tensor) -> Tensor:
-        """Scales an action that overshoots: the largest widths(kept · (1 − s·ratios)) within the budget.
+        """The widths where an action that overshoots meets the budget, [B, G].
+
+        Where it asks one coarse group alone to shrink, the last step may leave much of the budget unused: then it is
+        taken back, and all groups give a little instead.
+        """
+        widths, above = self._scale(kept, ratios)
+        rows = self._unused(widths) > _TOLERANCE * self.full_cost
+        if rows.any():
+            instead, _ = self._scale(above[rows] / self.full_widths.to(kept), torch.ones_like(ratios[rows]))
+            closer = self._unused(instead) < self._unused(widths[rows])
+            widths[rows] = torch.where(closer.unsqueeze(-1), instead, widths[rows])
+        return widths
+
+    def _scale(self, kept: Tensor, ratios: Tensor) -> tuple[Tensor, Tensor]:
+        """The largest widths(kept · (1 − s·ratios)) within the budget, and those for the next smaller s, [B, G] each.
 
         At the s found by bisection one coarse group usually decides. It is then held where it is and the rest tries
         again with a smaller s, so that the fine groups use up what the coarse one left.
         """
         fixed = torch.zeros_like(kept, dtype=torch.bool)
-        landed = self.min_widths.expand(kept.shape)
+        landed = next_larger = self.min_widths.repeat(len(kept), 1)
+        high = torch.ones(len(kept), dtype=kept.dtype)
 
         def scaled(s: Tensor) -> Tensor:
             return torch.where(fixed, landed, self.widths(kept * (1 - s.unsqueeze(-1) * ratios)))
 
-        high = torch.ones(len(kept), dtype=kept.dtype)
-        for _ in range(_ROUNDS):
+        for round_ in range(_ROUNDS):
             low = torch.zeros_like(high)
             for _ in range(_BISECTIONS):
                 middle = (low + high) / 2
@@ -122,11 +136,17 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
                 high = torch.where(within, middle, high)
                 low = torch.where(within, low, middle)
             below, above = scaled(high), scaled(low)
-            fixed = fixed | (below != above)
-            landed = torch.where(fixed, below, landed)
-            if (self.allowed - self.cost(below) <= _TOLERANCE * self.full_cost).all():
+            if round_ == 0:
+                next_larger = above
+            # Rows that are close enough stay as they are, so that no episode depends on those beside it.
+            short = (self._unused(below) > _TOLERANCE * self.full_cost).unsqueeze(-1)
+            landed, fixed = below, fixed | (below != above) | ~short
+            if fixed.all():
                 break
-        return self._fill(below)
+        return self._fill(landed), next_larger
+
+    def _unused(self, widths: Tensor) -> Tensor:
+        return self.allowed - self.cost(widths)
 
     def _fill(self, widths: Tensor) -> Tensor:
         """Gives single groups one step back, the costliest that fits first, while too much of the budget is unused.
@@ -134,18 +154,15 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         Rarely needed: only where an action crosses the budget with the step of one coarse group alone.
         """
         for _ in range(_FILLS):
-            gap = self.allowed - self.cost(widths)
-            rows = (gap > _TOLERANCE * self.full_cost).nonzero().flatten()
-            if not len(rows):
-                break
+            rows = (self._unused(widths) > _TOLERANCE * self.full_cost).nonzero().flatten()
             room = torch.minimum(widths[rows] // self.divisors * self.divisors + self.divisors, self.full_widths)
             wider = widths[rows].unsqueeze(1) + torch.diag_embed(room - widths[rows])  # [rows, G, G]
             cost = self.cost(wider)
             fits = (cost <= self.allowed) & (room > widths[rows])
-            best = torch.where(fits, cost, -1).argmax(1)
             found = fits.any(1)
             if not found.any():
                 break
+            best = torch.where(fits, cost, -1).argmax(1)
             widths[rows[found]] = wider[found, best[found]]
         return widths
 

@@ -12,7 +12,18 @@ from torch.utils.data import DataLoader
 from gnnrl_lightning.search.agents.protocol import Agent, Episodes
 from gnnrl_lightning.search.environment import PruningEnv
 
-HISTORY = ("episode", "iteration", "steps", "reward", "best_reward", "cost", "cost_ratio", "cached", "seconds", "widths")
+HISTORY = (
+    "episode",
+    "iteration",
+    "steps",
+    "reward",
+    "best_reward",
+    "cost",
+    "cost_ratio",
+    "cached",
+    "seconds",
+    "widths",
+)
 
 
 class SearchModule(L.LightningModule):
@@ -43,6 +54,8 @@ class SearchModule(L.LightningModule):
         self.automatic_optimization = False
         assert isinstance(agent, nn.Module)
         self.agent = agent
+        if not any(parameter.requires_grad for parameter in agent.parameters()):
+            self.nothing_to_learn = nn.Parameter(torch.zeros(()))  # ddp refuses a module without parameters
         self.env = env
         self.episodes = episodes
         self.seed = seed
@@ -68,7 +81,9 @@ class SearchModule(L.LightningModule):
         return DataLoader([0])  # type: ignore[arg-type]
 
     def on_fit_start(self) -> None:
-        """Makes the rank's own generator."""
+        """Makes the rank's own generator; and how many iterations there are is known now that the ranks are."""
+        loop = self.trainer.fit_loop
+        loop.max_epochs = min(loop.max_epochs or self.iterations, self.iterations)
         self._generator = torch.Generator().manual_seed(self.seed + self.global_rank)
         if self._generator_state is not None:
             self._generator.set_state(self._generator_state[self.global_rank])
@@ -104,8 +119,8 @@ class SearchModule(L.LightningModule):
         return [torch.tensor([int(width) for width in widths.split()]) for widths in list(distinct)[:count]]
 
     def configure_optimizers(self) -> Any:
-        """The agent's optimiser, if it learns."""
-        return self.agent.optimizer()
+        """The agent's optimiser; none if it does not learn."""
+        return self.agent.optimizer() or []
 
     def _roll_out(self, count: int) -> tuple[Episodes, list[dict[str, Any]]]:
         """Runs `count` episodes side by side and takes their rewards one after the other."""
@@ -152,11 +167,14 @@ class SearchModule(L.LightningModule):
         return episodes, rows
 
     def _remember(self, rows: list[dict[str, Any]]) -> None:
-        """Appends the episodes of all ranks to the history, in the order of ranks."""
+        """Appends the episodes of all ranks to the history, in the order of ranks.
+
+        Ranks play equally many, so that the last iteration may have one too many for the search: it does not count.
+        """
         if self.trainer.world_size > 1:
             gathered: list[list[dict[str, Any]]] = [[] for _ in range(self.trainer.world_size)]
             torch.distributed.all_gather_object(gathered, rows)
-            rows[:] = [row for part in gathered for row in part]
+            rows[:] = [row for part in gathered for row in part][: self.episodes - len(self.history)]
         for row in rows:
             best = max(self.history[-1]["best_reward"], row["reward"]) if self.history else row["reward"]
             place = {"episode": len(self.history), "iteration": self.current_epoch}
@@ -170,13 +188,14 @@ class SearchModule(L.LightningModule):
         assert isinstance(optimizer, L.pytorch.core.optimizer.LightningOptimizer)
         optimizer.zero_grad()
         self.manual_backward(loss)
-        self.clip_gradients(optimizer, gradient_clip_val=self.grad_clip, gradient_clip_algorithm="norm")
+        self.clip_gradients(optimizer.optimizer, gradient_clip_val=self.grad_clip, gradient_clip_algorithm="norm")
         optimizer.step()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a resumed search needs to end as the uninterrupted one."""
         assert self._generator is not None
         states = self.all_gather(self._generator.get_state())
+        assert isinstance(states, Tensor)
         checkpoint["search"] = {
             "history": self.history,
             "generators": states.view(self.trainer.world_size, -1).cpu(),

@@ -87,6 +87,6 @@ class SearchState(L.Callback):
             writer.writerows(module.history)
             write_text(self.folder / "history.csv", text.getvalue())
         temporary = self.checkpoint.with_suffix(".tmp")
-        trainer.save_checkpoint(temporary)
+        trainer.save_checkpoint(temporary, weights_only=False)
         if trainer.is_global_zero:
             temporary.replace(self.checkpoint)

@@ -1,6 +1,7 @@
 """Channel groups: sets of channels that can only be removed together, one decision of the agent each."""
 
 import math
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,53 +42,52 @@ class ChannelGroup:
 
     def widths(self) -> list[int]:
         """The numbers of channels that may be kept, ascending."""
-        lowest = math.ceil(max(self.min_width, 1) / self.divisor) * self.divisor
+        lowest = math.ceil(self.min_width / self.divisor) * self.divisor
         return sorted({*range(lowest, self.width, self.divisor), self.width})
 
 
-def collect(labels: Labels, roots: np.ndarray, divisor: int, min_keep: float) -> tuple[list[ChannelGroup], np.ndarray]:
+def collect(
+    labels: Labels, classes: np.ndarray, divisor: int, min_keep: float
+) -> tuple[list[ChannelGroup], np.ndarray]:
     """Label classes that run through the same parameter dimensions, equally often, form one group.
 
     Args:
         labels: The propagated labels.
-        roots: The class of each label, [labels].
+        classes: The class of each label, [labels].
         divisor: See `ChannelGroup`.
         min_keep: Fraction of its channels that each group keeps at least.
 
     Returns:
         The groups, and the slot of each class, [classes], −1 where it belongs to none.
     """
-    signature: dict[int, list[tuple[str, int, int]]] = {}
+    members_of: dict[int, list[Member]] = defaultdict(list)
     for (name, dimension), vector in labels.dimensions.items():
-        for root, count in zip(*np.unique(roots[vector.numpy()], return_counts=True), strict=True):
-            signature.setdefault(int(root), []).append((name, dimension, int(count)))
-    signature.pop(int(roots[LOCKED]), None)
-    # Classes in the order of their first label, so that groups and slots follow the network.
-    first = {int(root): index for index, root in reversed(list(enumerate(roots)))}
-    by_members: dict[tuple[tuple[str, int, int], ...], list[int]] = {}
-    for root in sorted(signature, key=first.__getitem__):
-        by_members.setdefault(tuple(signature[root]), []).append(root)
-    slot_of_root = np.full(int(roots.max()) + 1, -1, dtype=np.int64)
+        for number, count in zip(*np.unique(classes[vector.numpy()], return_counts=True), strict=True):
+            members_of[int(number)].append(Member(name, dimension, int(count)))
+    members_of.pop(int(classes[LOCKED]), None)
+    # In the order of each class's first label, so that groups and slots follow the network.
+    numbers, firsts = np.unique(classes, return_index=True)
+    first = dict(zip(numbers.tolist(), firsts.tolist(), strict=True))
+    together: dict[tuple[Member, ...], list[int]] = defaultdict(list)
+    for number in sorted(members_of, key=first.__getitem__):
+        together[tuple(members_of[number])].append(number)
+    slot_of_class = np.full(int(classes.max()) + 1, -1, dtype=np.int64)
     groups: list[ChannelGroup] = []
-    names: dict[str, int] = {}
+    uses: Counter[str] = Counter()
     start = 0
-    for members, classes in by_members.items():
-        slot_of_root[classes] = np.arange(start, start + len(classes))
-        start += len(classes)
+    for members, found in together.items():
+        width = len(found)
+        slot_of_class[found] = np.arange(start, start + width)
+        start += width
         name = _name(members)
-        names[name] = names.get(name, 0) + 1
-        groups.append(
-            ChannelGroup(
-                name if names[name] == 1 else f"{name}#{names[name]}",
-                len(classes),
-                tuple(Member(*member) for member in members),
-                max(1, math.ceil(min_keep * len(classes))),
-                divisor,
-            )
-        )
-    return groups, slot_of_root
+        uses[name] += 1
+        # Rounded first, so that 0.07 · 100 = 7.000000000000001 asks for 7 channels.
+        min_width = max(1, math.ceil(round(min_keep * width, 9)))
+        unique = name if uses[name] == 1 else f"{name}#{uses[name]}"
+        groups.append(ChannelGroup(unique, width, members, min_width, divisor))
+    return groups, slot_of_class
 
 
-def _name(members: tuple[tuple[str, int, int], ...]) -> str:
-    producers = [name for name, dimension, _ in members if dimension == 0]
-    return (producers or [members[0][0]])[0].rpartition(".")[0]
+def _name(members: tuple[Member, ...]) -> str:
+    producers = [member for member in members if member.dimension == 0]
+    return (producers or members)[0].parameter.rpartition(".")[0]

@@ -124,10 +124,8 @@ def hierarchical_graph(topology: Topology) -> HierarchicalGraph:
 class _Builder:
     def __init__(self, topology: Topology):
         self.topology = topology
-        self.share = {
-            node: float(macs / topology.macs())
-            for (node, *_), macs in zip(topology.operation_groups(), topology.operation_macs(), strict=True)
-        }
+        shares = topology.operation_macs() / topology.macs()
+        self.share = dict(zip(topology.operations, shares.tolist(), strict=True))
         self.state: dict[fx.Node, int] = {}
         self.kinds: list[int] = []
         self.fixed: list[int] = []

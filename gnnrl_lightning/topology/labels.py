@@ -3,9 +3,10 @@
 The traced program is run on integer labels instead of activations. A convolution or linear layer issues a fresh
 label for every output channel and notes the labels of its inputs; operations that move data move the labels with
 the same torch operation; operations that combine elements merge them. In the end every dimension of every parameter
-has a label vector, and labels that were merged can only be removed together. `rules.py` holds one rule an operation.
+has a label vector, and labels that were merged can only be removed together. `rules.py` runs the program.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from gnnrl_lightning.topology.trace import Program
@@ -107,7 +108,6 @@ class Labels:
         labels = labels[labels != LOCKED]
         if labels.numel():
             self.locks.append((reason, labels))
-            self.unite(labels, torch.tensor(LOCKED))
 
     def tie(self, name: str, dimension: int, labels: Tensor) -> None:
         """Says that a parameter's positions along `dimension` belong to these channels."""
@@ -117,8 +117,10 @@ class Labels:
     def fix(self, parameter: Parameter, reason: str) -> None:
         """Says that a parameter is used in a way that has no rule: none of its dimensions may shrink."""
         for dimension, size in enumerate(self.program.shapes[parameter.name]):
-            self.tie(parameter.name, dimension, torch.full((size,), LOCKED))
-            self.lock(self.dimensions[parameter.name, dimension], reason)
+            known = self.dimensions.get((parameter.name, dimension))
+            if known is None:  # labels of its own, so that the reason is on record
+                known = self.dimensions[parameter.name, dimension] = self.fresh(size)
+            self.lock(known, reason)
 
     def tie_elements(self, parameter: Parameter, labels: Tensor, reason: str) -> None:
         """Ties a parameter that meets activations element by element, e.g. a layer scale or a position embedding.
@@ -143,12 +145,27 @@ class Labels:
             self.fix(parameter, reason)
             self.lock(labels, reason)
 
-    def roots(self) -> np.ndarray:
-        """The class of each label, [labels]: equal for labels that were united."""
+    def note_sizes(self, path: str, kind: type[nn.Module], **labels: Tensor | tuple[int, Tensor]) -> None:
+        """Notes which attributes of a module count channels, if it is of the standard kind; see `Size`."""
+        if isinstance(self.program.modules.get(path), kind):
+            for attribute, value in labels.items():
+                position, vector = value if isinstance(value, tuple) else (None, value)
+                self.sizes.append(Size(path, attribute, position, vector))
+
+    def classes(self) -> tuple[np.ndarray, list[tuple[str, int]]]:
+        """Puts labels that were united into classes.
+
+        Returns:
+            The class of each label, [labels], where all that must stay share the class of `LOCKED`; and what was
+            locked: (reason, number of channels).
+        """
         pairs = torch.cat(self._pairs, 1).numpy() if self._pairs else np.empty((2, 0), dtype=np.int64)
         ones = np.ones(pairs.shape[1], dtype=bool)
         adjacency = coo_array((ones, (pairs[0], pairs[1])), shape=(self._next, self._next))
-        return connected_components(adjacency, directed=False)[1]
+        roots = connected_components(adjacency, directed=False)[1]
+        locked = [(reason, np.unique(roots[labels.numpy()])) for reason, labels in self.locks]
+        stays = np.isin(roots, np.concatenate([roots[[LOCKED]], *(found for _, found in locked)]))
+        return np.where(stays, roots[LOCKED], roots), [(reason, len(found)) for reason, found in locked]
 
 
 def compact(labels: Tensor) -> Tensor:
@@ -173,40 +190,22 @@ def spread(vector: Tensor, shape: torch.Size, dimension: int) -> Tensor:
 
 
 def along(state: Labels, labels: Tensor, dimension: int) -> Tensor:
-    """One label a position of `dimension`; whatever lies beside each other there is united, since one weight reads it."""
+    """One label a position of `dimension`; what lies beside each other there is united: one weight reads it."""
     columns = compact(labels).movedim(dimension, 0).flatten(1)
     state.unite(columns, columns[:, :1])
     return columns[:, 0].expand(labels.shape[dimension])
 
 
-def propagate(program: Program) -> Labels:
-    """Runs the program on labels. Network inputs and outputs are locked, and so is what no rule covers."""
-    from gnnrl_lightning.topology.rules import apply_rule  # rules build on this module
-
-    state = Labels(program)
-    values: dict[fx.Node, Any] = {}
-    for node in program.graph.nodes:
-        if node.op == "placeholder":
-            values[node] = _placeholder(program, node)
-        elif node.op == "output":
-            for result in pytree.tree_leaves(node.args):
-                if isinstance(result, fx.Node) and isinstance(values[result], Tensor):
-                    state.lock(values[result], "network output")
-        else:
-            args = fx.node.map_arg(node.args, values.__getitem__)
-            kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
-            values[node] = apply_rule(state, node, args, kwargs)
-        if isinstance(values.get(node), Tensor):
-            state.outputs[node.name] = values[node]
-    return state
+def locked(node: fx.Node) -> Any:
+    """Locked labels of whatever the operation gives: one tensor or several."""
+    return pytree.tree_map(lambda v: torch.full((1,) * v.dim(), LOCKED).expand(v.shape), node.meta["val"])
 
 
-def _placeholder(program: Program, node: fx.Node) -> Any:
-    if node.name in program.state:
-        name = program.state[node.name]
-        shape = program.shapes[name]
-        return Parameter(name, torch.arange(shape.numel()).view(shape))
-    shape = node.meta["val"].shape
-    if node.name in program.constants:
-        return Constant(shape)
-    return torch.full((1,) * len(shape), LOCKED).expand(shape)
+def unknown(state: Labels, node: fx.Node, operands: Iterable[Any]) -> Any:
+    """What an operation without a rule does: whatever reaches it keeps all its channels."""
+    for value in operands:
+        if isinstance(value, Tensor):
+            state.lock(value, f"{Program.place(node)} has no rule")
+        elif isinstance(value, Parameter):
+            state.fix(value, f"{Program.place(node)} has no rule")
+    return locked(node)

@@ -1,28 +1,39 @@
 """A network's topology: its channel groups, the positions that they own, and the closed-form cost of any widths."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gnnrl_lightning.topology.groups import collect
-from gnnrl_lightning.topology.labels import LOCKED, Labels, Product, Size, propagate
+from gnnrl_lightning.topology.labels import LOCKED, Labels, Product, Size, compact
+from gnnrl_lightning.topology.rules import propagate
 from gnnrl_lightning.topology.trace import Program, export
 
+Count = tuple[int, Tensor]
+"""How a number of channels follows the widths: (fixed, counts [G]) stands for fixed + counts·w."""
 
-@dataclass(frozen=True)
-class _Term:
-    """MACs of one operation: factor · (rows + row_counts·w) · (columns + column_counts·w)."""
 
-    node: str
-    factor: int
-    rows: int
-    row_counts: Tensor
-    columns: int
-    column_counts: Tensor
+class _Products:
+    """K products of D counts each, as functions of the widths: factor · ∏ (fixed + counts·w).
+
+    Exact, because doubles hold integers below 2⁵³.
+    """
+
+    def __init__(self, factors: Sequence[int], counts: Sequence[Sequence[Count]], groups: int):
+        depth = max((len(row) for row in counts), default=0)
+        one: Count = (1, torch.zeros(groups, dtype=torch.long))
+        rows = [[*row, *[one] * (depth - len(row))] for row in counts]
+        self.factors = torch.tensor(factors, dtype=torch.float64)  # [K]
+        self.fixed = torch.tensor([[fixed for fixed, _ in row] for row in rows], dtype=torch.float64)  # [K, D]
+        flat = [vector for row in rows for _, vector in row]
+        self.counts = torch.stack(flat).double() if flat else torch.zeros(0, groups, dtype=torch.float64)  # [K·D, G]
+
+    def __call__(self, widths: Tensor) -> Tensor:
+        """Values at widths [..., G], [..., K]."""
+        counts = (widths.double() @ self.counts.T).view(*widths.shape[:-1], *self.fixed.shape)
+        return self.factors * (self.fixed + counts).prod(-1)
 
 
 class Topology:
@@ -38,6 +49,7 @@ class Topology:
         slots: (parameter, dimension) to the slot of each position, −1 where it must stay; [positions].
         sizes: Module attributes that count channels, with the slots they count.
         locked: (reason, number of channels) for what cannot be pruned.
+        operations: Names of the operations that cost, in the order of `operation_macs`.
     """
 
     def __init__(
@@ -52,25 +64,16 @@ class Topology:
         self.labels = labels
         self.exclude = tuple(exclude)
         _exclude(labels, exclude)
-        roots = labels.roots()
-        locked = roots[LOCKED]
-        self.groups, self._slot_of_root = collect(labels, roots, divisor, min_keep)
-        self.slots = {key: self._slots(vector, roots, locked) for key, vector in labels.dimensions.items()}
-        self.sizes: list[tuple[Size, Tensor]] = [
-            (size, self._slots(size.labels, roots, locked)) for size in labels.sizes
-        ]
-        self.locked = [(reason, len(np.unique(roots[vector.numpy()]))) for reason, vector in labels.locks]
-        self.group_of_slot = torch.repeat_interleave(
-            torch.arange(len(self.groups)), torch.tensor([g.width for g in self.groups], dtype=torch.long)
+        self._classes, self.locked = labels.classes()
+        self.groups, self._slot_of_class = collect(labels, self._classes, divisor, min_keep)
+        self.group_of_slot = torch.repeat_interleave(torch.arange(len(self.groups)), self.full_widths())
+        self.slots = {key: self._slots(vector) for key, vector in labels.dimensions.items()}
+        self.sizes: list[tuple[Size, Tensor]] = [(size, self._slots(size.labels)) for size in labels.sizes]
+        self.operations = tuple(product.node for product in labels.products)
+        self._macs = self._products((p.factor, self._operands(p)) for p in labels.products)
+        self._parameters = self._products(
+            (1, [self._along(name, d) for d in range(len(program.shapes[name]))]) for name in sorted(program.parameters)
         )
-        self._roots = roots
-        self._terms = [self._term(product) for product in labels.products]
-        if self._terms:
-            self._factors = torch.tensor([t.factor for t in self._terms], dtype=torch.float64)
-            self._rows = torch.tensor([t.rows for t in self._terms], dtype=torch.float64)
-            self._columns = torch.tensor([t.columns for t in self._terms], dtype=torch.float64)
-            self._row_counts = torch.stack([t.row_counts for t in self._terms]).double()
-            self._column_counts = torch.stack([t.column_counts for t in self._terms]).double()
 
     def full_widths(self) -> Tensor:
         """Widths of the unpruned network, [G]."""
@@ -82,10 +85,7 @@ class Topology:
 
     def operation_macs(self, widths: Tensor | None = None) -> Tensor:
         """Multiply-accumulates of each operation for one image, [..., operations] for widths [..., G]."""
-        w = (self.full_widths() if widths is None else widths).double()
-        rows = self._rows + w @ self._row_counts.T
-        columns = self._columns + w @ self._column_counts.T
-        return self._factors * rows * columns
+        return self._macs(self.full_widths() if widths is None else widths)
 
     def macs(self, widths: Tensor | None = None) -> Tensor:
         """Multiply-accumulates for one image: convolutions, linear layers and matrix products.
@@ -101,38 +101,16 @@ class Topology:
         return self.operation_macs(widths).sum(-1).round().long()
 
     def parameters(self, widths: Tensor | None = None) -> Tensor:
-        """Number of parameters, [...] for widths [..., G]."""
-        w = (self.full_widths() if widths is None else widths).double()
-        total = torch.zeros(w.shape[:-1], dtype=torch.float64)
-        for name, shape in self.program.shapes.items():
-            if name not in self._parameter_names:
-                continue
-            count = torch.ones_like(total)
-            for dimension, size in enumerate(shape):
-                fixed, counts = self._counts(self.slots.get((name, dimension)), size)
-                count = count * (fixed + w @ counts.double())
-            total += count
-        return total.round().long()
+        """Number of parameters, [...] for widths [..., G]; shared ones count once."""
+        return self._parameters(self.full_widths() if widths is None else widths).sum(-1).round().long()
 
-    @property
-    def _parameter_names(self) -> set[str]:
-        modules = self.program.modules
-        return {
-            f"{path}.{name}" if path else name
-            for path, module in modules.items()
-            for name in module._parameters
-            if module._parameters[name] is not None
-        }
-
-    def operation_groups(self) -> list[tuple[str, Tensor, Tensor]]:
-        """For each operation that costs: its node, and how many positions each group has in its rows and columns."""
-        return [(t.node, t.row_counts, t.column_counts) for t in self._terms]
-
-    def channels(self, node: str, dimension: int = 1) -> tuple[int, Tensor]:
-        """How an operation's channel count follows the widths: (fixed, counts [G]); channels = fixed + counts·w."""
+    def channels(self, node: str, dimension: int = 1) -> Count:
+        """How an operation's channel count follows the widths."""
         labels = self.labels.outputs[node]
-        vector = labels.movedim(dimension, 0).flatten(1)[:, 0] if labels.dim() > dimension else labels.flatten()
-        return self._counts(self._slots(vector, self._roots, self._roots[LOCKED]), vector.numel())
+        if labels.dim() <= dimension:
+            return self._count(labels.flatten())
+        vector = compact(labels).movedim(dimension, 0).flatten(1)[:, 0]
+        return self._count(vector.expand(labels.shape[dimension]))
 
     def keep_mask(self, kept: Sequence[Sequence[int]]) -> Tensor:
         """One flag a slot from the kept channels of each group, [slots]."""
@@ -143,26 +121,29 @@ class Topology:
             start += group.width
         return mask
 
-    def _slots(self, vector: Tensor, roots: np.ndarray, locked: int) -> Tensor:
-        at = roots[vector.numpy()]
-        return torch.from_numpy(np.where(at == locked, -1, self._slot_of_root[at]))
+    def _slots(self, vector: Tensor) -> Tensor:
+        return torch.from_numpy(self._slot_of_class[self._classes[vector.numpy()]])
 
-    def _counts(self, slots: Tensor | None, size: int) -> tuple[int, Tensor]:
-        counts = torch.zeros(len(self.groups), dtype=torch.long)
-        if slots is None:
-            return size, counts
-        owned = self.group_of_slot[slots[slots >= 0]]
-        counts = torch.bincount(owned, minlength=len(self.groups))
-        return size - owned.numel(), counts // self.full_widths().clamp(min=1)
+    def _count(self, vector: Tensor) -> Count:
+        slots = self._slots(vector)
+        owned = torch.bincount(self.group_of_slot[slots[slots >= 0]], minlength=len(self.groups))
+        # Every channel of a group has equally many positions here: that is what makes it a group.
+        return len(slots) - int(owned.sum()), owned // self.full_widths().clamp(min=1)
 
-    def _term(self, product: Product) -> _Term:
-        none = torch.zeros(len(self.groups), dtype=torch.long)
-        if product.rows is None or product.columns is None:
-            return _Term(product.node, product.factor, 1, none, 1, none)
-        locked = self._roots[LOCKED]
-        rows = self._counts(self._slots(product.rows, self._roots, locked), product.rows.numel())
-        columns = self._counts(self._slots(product.columns, self._roots, locked), product.columns.numel())
-        return _Term(product.node, product.factor, *rows, *columns)
+    def _along(self, name: str, dimension: int) -> Count:
+        """The length of a parameter's dimension."""
+        vector = self.labels.dimensions.get((name, dimension))
+        return self._count(torch.full((self.program.shapes[name][dimension],), LOCKED) if vector is None else vector)
+
+    def _operands(self, product: Product) -> list[Count]:
+        return [self._count(vector) for vector in (product.rows, product.columns) if vector is not None]
+
+    def _products(self, products: Iterable[tuple[int, list[Count]]]) -> _Products:
+        factors, counts = [], []
+        for factor, operands in products:
+            factors.append(factor)
+            counts.append(operands)
+        return _Products(factors, counts, len(self.groups))
 
 
 def trace(
@@ -185,20 +166,28 @@ def trace(
         exclude: Regular expressions; groups with a parameter whose name matches stay whole.
 
     Raises:
-        ValueError: If the network cannot be traced or nothing in it can be pruned.
+        ValueError: If an option is out of range, the network cannot be traced, or nothing in it can be pruned.
     """
+    if divisor < 1:
+        raise ValueError(f"divisor={divisor} must be at least 1; 1 keeps any number of channels.")
+    if not 0 <= min_keep <= 1:
+        raise ValueError(f"min_keep={min_keep} must be in [0, 1], the fraction of its channels that a group keeps.")
     program = export(model, example_input)
     topology = Topology(program, propagate(program), divisor, min_keep, exclude)
     if not topology.groups:
         reasons = "; ".join(dict.fromkeys(reason for reason, _ in topology.locked))
-        raise ValueError(f"nothing in {type(model).__name__} can be pruned: {reasons}")
+        raise ValueError(f"nothing in {type(model).__name__} can be pruned: {reasons}.")
     return topology
 
 
 def _exclude(labels: Labels, patterns: Sequence[str]) -> None:
     for pattern in patterns:
-        matched = [key for key in labels.dimensions if re.search(pattern, key[0])]
+        try:
+            matched = [name for name in labels.program.shapes if re.search(pattern, name)]
+        except re.error as error:
+            raise ValueError(f"exclude={pattern!r} is not a regular expression ({error}).") from error
         if not matched:
-            raise ValueError(f"exclude={pattern!r} matches no parameter of the network; see its named_parameters()")
-        for name, dimension in matched:
-            labels.lock(labels.dimensions[name, dimension], f"exclude={pattern}")
+            raise ValueError(f"exclude={pattern!r} matches no parameter of the network; see its named_parameters().")
+        for (name, _), vector in labels.dimensions.items():
+            if name in matched:
+                labels.lock(vector, f"exclude={pattern}")

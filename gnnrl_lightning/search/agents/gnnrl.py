@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gnnrl_lightning.nn.actor_critic import ActorCritic, SquashedNormal
+from gnnrl_lightning.nn.actor_critic import ActorCritic
 from gnnrl_lightning.nn.encoder import GraphEncoder
 from gnnrl_lightning.search.agents.protocol import Descend, Episodes
 from gnnrl_lightning.search.ppo import clipped_objective, generalized_advantage, standardize
@@ -20,6 +20,7 @@ class GNNRLAgent(nn.Module):
         hidden_size: Hidden layer of the heads (paper: 200).
         initial_ratio: Ratio that the untrained policy proposes for a group of two layers.
         coupling: How strongly groups that couple more layers are spared at first, see `ActorCritic`.
+        correlation: Correlation of the actions of groups that are alike, see `ActorCritic`.
         action_std: Standard deviation of the action before the logistic function (authors' code: 0.5).
         final_action_std: What it shrinks to, geometrically, over the search.
         episodes_per_iteration: Episodes between two updates, on each rank.
@@ -28,8 +29,11 @@ class GNNRLAgent(nn.Module):
         gamma: Discount. 1, because rewards are negative: discounted, a longer episode would look better.
         gae_lambda: 1 is Monte-Carlo, as in the paper.
         critic_coeff: Weight of the critic's loss.
-        lr: Adam's learning rate (authors' code: 3e-4, which hardly moves in a few hundred episodes).
+        lr: Adam's learning rate of encoder and heads (authors' code: 3e-4).
+        offset_lr: Adam's learning rate of the groups' offsets; these move within a few hundred episodes.
     """
+
+    std: Tensor
 
     def __init__(
         self,
@@ -38,6 +42,7 @@ class GNNRLAgent(nn.Module):
         hidden_size: int,
         initial_ratio: float,
         coupling: float,
+        correlation: float,
         action_std: float,
         final_action_std: float,
         episodes_per_iteration: int,
@@ -47,6 +52,7 @@ class GNNRLAgent(nn.Module):
         gae_lambda: float,
         critic_coeff: float,
         lr: float,
+        offset_lr: float,
     ):
         super().__init__()
         if episodes_per_iteration < 2:
@@ -54,7 +60,7 @@ class GNNRLAgent(nn.Module):
                 f"agent.episodes_per_iteration={episodes_per_iteration} must be at least 2: advantages are "
                 f"standardised over the episodes of an iteration."
             )
-        self.policy = ActorCritic(GraphEncoder(graph, **encoder), hidden_size, initial_ratio, coupling)
+        self.policy = ActorCritic(GraphEncoder(graph, **encoder), hidden_size, initial_ratio, coupling, correlation)
         self.stds = (action_std, final_action_std)
         self.episodes_per_iteration = episodes_per_iteration
         self.ppo_epochs = ppo_epochs
@@ -63,12 +69,13 @@ class GNNRLAgent(nn.Module):
         self.gae_lambda = gae_lambda
         self.critic_coeff = critic_coeff
         self.lr = lr
+        self.offset_lr = offset_lr
         self.register_buffer("std", torch.tensor(float(action_std)))
 
     def propose(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """Samples ratios in (0, 1), [B, G]."""
         mean, _ = self.policy(observations)
-        return SquashedNormal(mean, float(self.std)).sample(generator)
+        return self.policy.distribution(mean, float(self.std)).sample(generator)
 
     def learn(self, episodes: Episodes, progress: float, descend: Descend) -> dict[str, float]:
         """PPO on the whole batch, `ppo_epochs` times."""
@@ -78,8 +85,8 @@ class GNNRLAgent(nn.Module):
         ratios = episodes.ratios[active].to(device)
         with torch.no_grad():
             mean, values = self.policy(observations)
-            old_log_prob = SquashedNormal(mean, float(self.std)).log_prob(ratios)
-        rewards = standardize(episodes.rewards.sum(0)) * (episodes.rewards != 0)
+            old_log_prob = self.policy.distribution(mean, float(self.std)).log_prob(ratios)
+        rewards = standardize(episodes.rewards.sum(0)) * episodes.last
         old_values = torch.zeros_like(rewards)
         old_values[active] = values.cpu()
         advantage, returns = generalized_advantage(rewards, old_values, active, self.gamma, self.gae_lambda)
@@ -87,7 +94,7 @@ class GNNRLAgent(nn.Module):
         metrics: dict[str, Tensor] = {}
         for _ in range(self.ppo_epochs):
             mean, values = self.policy(observations)
-            log_prob = SquashedNormal(mean, float(self.std)).log_prob(ratios)
+            log_prob = self.policy.distribution(mean, float(self.std)).log_prob(ratios)
             metrics = clipped_objective(log_prob, old_log_prob, advantage, self.clip_epsilon)
             critic_loss = F.mse_loss(values, returns)
             descend(metrics["loss"] + self.critic_coeff * critic_loss)
@@ -103,4 +110,6 @@ class GNNRLAgent(nn.Module):
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Adam over all parameters that are not frozen."""
-        return torch.optim.Adam((p for p in self.parameters() if p.requires_grad), lr=self.lr, eps=1e-5)
+        slow = [p for p in self.parameters() if p.requires_grad and p is not self.policy.offset]
+        groups = [{"params": slow, "lr": self.lr}, {"params": [self.policy.offset], "lr": self.offset_lr}]
+        return torch.optim.Adam(groups, eps=1e-5)

@@ -29,6 +29,13 @@ class Episodes:
     rewards: Tensor
     widths: Tensor
 
+    @property
+    def last(self) -> Tensor:
+        """Which step ended its episode, [T, B]: the one that earned the reward."""
+        following = torch.zeros_like(self.active)
+        following[:-1] = self.active[1:]
+        return self.active & ~following
+
 
 class Agent(Protocol):
     """An agent knows the network's graph and nothing of pruning, data or the environment's internals."""

@@ -1,0 +1,32 @@
+# make search: the quickest way to see it work. Every target installs into .venv first where that is missing.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: install search test test-slow lint bench
+
+install: $(INSTALLED)
+
+# Anew only when the dependencies may have changed; the package itself is installed in place.
+$(INSTALLED): setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --editable '.[dev]'
+	touch $@
+
+search: $(INSTALLED)
+	$(BIN)/python search.py model=mobilenet_v2 budget=0.7
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/speed.py

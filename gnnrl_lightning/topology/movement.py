@@ -1,0 +1,169 @@
+"""Rules of operations without parameters: element-wise, reductions, and all that only moves data."""
+
+import itertools
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from gnnrl_lightning.topology.labels import LOCKED, Constant, Labels, Parameter, compact, locked, spread, varies
+from gnnrl_lightning.topology.trace import Program
+
+JOIN = frozenset("cat concat stack".split())
+RESHAPE = frozenset("flatten view reshape _unsafe_view unflatten view_as reshape_as".split())
+MOVE = (
+    RESHAPE
+    | JOIN
+    | frozenset("permute transpose t numpy_T unsqueeze squeeze expand expand_as flip movedim repeat".split())
+)
+CUT = frozenset(
+    "slice select narrow chunk split split_with_sizes tensor_split unbind roll pixel_shuffle pixel_unshuffle "
+    "channel_shuffle".split()
+)
+
+
+def elementwise(state: Labels, node: fx.Node, operands: list[Any]) -> Tensor:
+    """Channels that meet element by element become one; what is broadcast along channels says nothing of them."""
+    shape = Program.shape(node)
+    labels: Tensor | None = None
+    for value in operands:
+        if not isinstance(value, Tensor):
+            continue
+        value = value.reshape((1,) * (len(shape) - value.dim()) + tuple(value.shape))
+        labels = value if labels is None else _meet(state, node, labels, value)
+    assert labels is not None
+    labels = compact(labels).expand(shape)
+    for value in operands:
+        if isinstance(value, Parameter):
+            state.tie_elements(value, compact(labels), f"{Program.place(node)} mixes {value.name} with channels")
+        elif isinstance(value, Constant):
+            sizes = (1,) * (len(shape) - len(value.shape)) + tuple(value.shape)
+            if any(size > 1 and varies(labels, d) for d, size in enumerate(sizes)):
+                state.lock(labels, f"{Program.place(node)} combines channels with a constant of fixed size")
+    return labels
+
+
+def _meet(state: Labels, node: fx.Node, a: Tensor, b: Tensor) -> Tensor:
+    """Labels of two activations of one rank after they met, in the shape that both broadcast to."""
+    shape = torch.broadcast_shapes(a.shape, b.shape)
+    b_over_a = any(b.shape[d] == 1 and varies(a, d) for d in range(len(shape)))
+    a_over_b = any(a.shape[d] == 1 and varies(b, d) for d in range(len(shape)))
+    if a_over_b and b_over_a:
+        for labels in (a, b):
+            state.lock(labels, f"{Program.place(node)} is an outer product of channels")
+        return torch.full((1,) * len(shape), LOCKED).expand(shape)
+    wide, narrow = (b, a) if a_over_b else (a, b)
+    if not (a_over_b or b_over_a) or any(varies(narrow, d) for d in range(len(shape))):
+        state.unite(wide, narrow)
+    return compact(wide).expand(shape)
+
+
+def reduce(state: Labels, node: fx.Node, labels: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor:
+    """Locks the channels that are reduced over; all other reductions leave channels alone."""
+    dims = range(labels.dim()) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
+    for d in dims:
+        if varies(labels, d):
+            state.lock(labels, f"{Program.place(node)} reduces over channels")
+        labels = labels.narrow(d, 0, 1)
+    return labels.reshape(Program.shape(node))
+
+
+def move(state: Labels, node: fx.Node, args: Any, kwargs: Any) -> Any:
+    """Moves labels with the operation itself; locks them where the operation has a number of channels in it."""
+    name = Program.operation(node)
+
+    def as_labels(value: Any) -> Any:
+        if isinstance(value, Constant):
+            return torch.full((1,) * len(value.shape), LOCKED).expand(value.shape)
+        return _label(state, node, value) if isinstance(value, Parameter) else value
+
+    leaf = lambda v: isinstance(v, (Parameter, Constant))  # noqa: E731
+    args, kwargs = pytree.tree_map(as_labels, (args, kwargs), is_leaf=leaf)
+    if name in {"cat", "concat"}:
+        return _concatenate(*args, **kwargs)
+    assert callable(node.target)
+    # Labels are expanded, not contiguous as the activations are, so they may need a copy where those take a view.
+    result = args[0].reshape(Program.shape(node)) if name in RESHAPE else node.target(*args, **kwargs)
+    source = args[0]
+    if (name in RESHAPE and _splits_channels(source, result.shape)) or (
+        name in CUT and _cuts_channels(name, source, result, *args[1:])
+    ):
+        state.lock(source, f"{Program.place(node)} has a number of channels in the code")
+    return result
+
+
+def _label(state: Labels, node: fx.Node, parameter: Parameter) -> Tensor:
+    """Labels of a parameter that joins activations, e.g. a class token: channels of its own along its one dimension."""
+    shape = parameter.index.shape
+    wide = [d for d, size in enumerate(shape) if size > 1]
+    if len(wide) != 1 or shape.numel() != state.program.shapes[parameter.name].numel():
+        state.fix(parameter, f"{Program.place(node)} joins {parameter.name} to channels")
+        return torch.full((1,) * len(shape), LOCKED).expand(shape)
+    labels = spread(state.fresh(shape.numel()), shape, wide[0])
+    state.tie_elements(parameter, labels, f"{Program.place(node)} joins {parameter.name} to channels")
+    return labels
+
+
+def _concatenate(tensors: list[Tensor], dim: int = 0) -> Tensor:
+    """As `torch.cat`, without copying the dimensions along which no operand has different labels."""
+    dim %= tensors[0].dim()
+    shape = list(tensors[0].shape)
+    shape[dim] = sum(t.shape[dim] for t in tensors)
+    for d in range(len(shape)):
+        if d != dim and all(t.stride(d) == 0 for t in tensors):
+            tensors = [t.narrow(d, 0, 1) for t in tensors]
+    return torch.cat(tensors, dim).expand(shape)
+
+
+def _splits_channels(labels: Tensor, shape: torch.Size) -> bool:
+    """Whether a reshape puts a dimension with channels into several: they would have to stay a full rectangle."""
+    ends = set(itertools.accumulate(shape, operator.mul))
+    before = 1
+    for d, size in enumerate(labels.shape):
+        if varies(labels, d) and any(before < end < before * size for end in ends):
+            return True
+        before *= size
+    return False
+
+
+def _cuts_channels(name: str, labels: Tensor, result: Any, *args: Any) -> bool:
+    if name in {"select", "unbind"}:
+        return varies(labels, args[0] if args else 0)
+    if name == "channel_shuffle":
+        return varies(labels, -3)
+    if name == "roll":  # by a number of places; without dimensions it rolls the flattened tensor
+        return any(varies(labels, d) for d in (args[1:] and args[1]) or range(labels.dim()))
+    part = result[0] if isinstance(result, (list, tuple)) else result
+    return any(part.shape[d] != size and varies(labels, d) for d, size in enumerate(labels.shape))
+
+
+def pad(state: Labels, node: fx.Node, x: Tensor, pad: list[int], mode: str = "constant", value: Any = None) -> Tensor:
+    """Zeros beside channels are channels without a producer: they follow what they are later added to.
+
+    Only a padding module has their number in an attribute that surgery can correct; elsewhere all are locked.
+    """
+    path = Program.module_path(node)
+    adjustable = (
+        isinstance(state.program.modules.get(path), nn.modules.padding._ConstantPadNd)
+        and mode == "constant"
+        and min(pad) >= 0
+    )
+    for i, (left, right) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
+        d = x.dim() - 1 - i
+        shape = [*x.shape[:d], x.shape[d] + left + right, *x.shape[d + 1 :]]
+        if not varies(x, d):
+            x = x.narrow(d, 0, 1).expand(shape)
+        elif not adjustable and (left or right):
+            state.lock(x, f"{Program.place(node)} has a number of channels in the code")
+            return locked(node)
+        elif left or right:
+            parts = [x]
+            for side, count in ((2 * i, left), (2 * i + 1, right)):
+                zeros = state.fresh(count)
+                state.note_sizes(path, nn.modules.padding._ConstantPadNd, padding=(side, zeros))
+                beside = spread(zeros, torch.Size([*x.shape[:d], count, *x.shape[d + 1 :]]), d)
+                parts = [beside, *parts] if side == 2 * i else [*parts, beside]
+            x = _concatenate(parts, d)
+    return x

@@ -1,0 +1,122 @@
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gnnrl_lightning.evaluation.evaluator import Evaluator, correct
+from gnnrl_lightning.evaluation.measure import latencies, test_top1
+from gnnrl_lightning.evaluation.recovery import BatchNormRecovery, NoRecovery
+from gnnrl_lightning.models.resnet_cifar import resnet_cifar
+from gnnrl_lightning.pruning.importance import Magnitude
+from gnnrl_lightning.topology import Topology, trace
+
+test_top1.__test__ = False  # a function of the package, not a test
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return resnet_cifar(8, 4).eval()
+
+
+@pytest.fixture(scope="module")
+def topology(network: nn.Module) -> Topology:
+    return trace(network, torch.zeros(1, 3, 16, 16))
+
+
+def images_of(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 3, 16, 16, generator=generator), torch.randint(4, (count,), generator=generator)
+
+
+REWARD, TRAIN = images_of(60, 0), images_of(32, 1)
+
+
+def evaluator_of(network: nn.Module, topology: Topology, recovery: object = None, reward_images: int = 60) -> Evaluator:
+    model = copy.deepcopy(network)
+    recovery = recovery or NoRecovery()
+    return Evaluator(model, topology, Magnitude(1), recovery, REWARD, TRAIN, reward_images, 16, CPU)  # type: ignore[arg-type]
+
+
+def half(topology: Topology) -> Tensor:
+    return topology.full_widths() // 2
+
+
+def test_reward_of_the_whole_network_is_its_accuracy(network: nn.Module, topology: Topology) -> None:
+    images, labels = REWARD
+    with torch.no_grad():
+        top1 = 100 * (network(images).argmax(1) == labels).float().mean()
+    reward = evaluator_of(network, topology)(topology.full_widths())
+    assert reward == pytest.approx(float(top1) - 100, abs=1e-4)
+
+
+def test_reward_is_taken_on_the_first_images(network: nn.Module, topology: Topology) -> None:
+    evaluator = evaluator_of(network, topology, reward_images=20)
+    hits = correct(evaluator.network(half(topology)), REWARD[0][:20], REWARD[1][:20], 7)
+    assert evaluator(half(topology)) == 100 * hits / 20 - 100
+    hits = correct(evaluator.network(half(topology)), *REWARD, 60)
+    assert evaluator.whole_split(half(topology)) == 100 * hits / 60 - 100
+
+
+def test_the_network_is_smaller_and_the_original_unchanged(network: nn.Module, topology: Topology) -> None:
+    evaluator = evaluator_of(network, topology, BatchNormRecovery(images=32, batch_size=16))
+    before = copy.deepcopy(evaluator.model.state_dict())
+    small = evaluator.network(half(topology))
+    assert not small.training
+    assert sum(p.numel() for p in small.parameters()) == int(topology.parameters(half(topology)))
+    assert all(torch.equal(value, before[name]) for name, value in evaluator.model.state_dict().items())
+
+
+def test_the_same_widths_have_one_reward(network: nn.Module, topology: Topology) -> None:
+    evaluator = evaluator_of(network, topology, BatchNormRecovery(images=32, batch_size=16))
+    assert len({evaluator(half(topology)) for _ in range(3)}) == 1
+
+
+class Watching:
+    """A recovery that notes what it is shown."""
+
+    images = 32
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> None:
+        self.seen.append(images)
+
+
+def test_recovery_sees_training_images_and_no_others(network: nn.Module, topology: Topology) -> None:
+    recovery = Watching()
+    evaluator = evaluator_of(network, topology, recovery)
+    evaluator(half(topology))
+    evaluator.winner([half(topology)])
+    assert len(recovery.seen) == 2
+    assert all(torch.equal(images, TRAIN[0]) for images in recovery.seen)
+
+
+def test_the_winner_is_the_best_on_the_whole_split(
+    network: nn.Module, topology: Topology, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluator = evaluator_of(network, topology, reward_images=20)
+    finalists = [topology.full_widths(), half(topology), half(topology) + 1]
+    whole = [evaluator.whole_split(widths) for widths in finalists]
+    for best in range(3):
+        rewards = {tuple(w.tolist()): -10.0 - (index != best) for index, w in enumerate(finalists)}
+        monkeypatch.setattr(evaluator, "whole_split", lambda widths, rewards=rewards: rewards[tuple(widths.tolist())])
+        widths, reward = evaluator.winner(finalists)
+        assert torch.equal(widths, finalists[best]) and reward == -10.0
+    monkeypatch.undo()
+    assert evaluator.winner(finalists)[1] == max(whole)
+
+
+def test_top1_of_a_loader(network: nn.Module) -> None:
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*REWARD), batch_size=16)
+    assert test_top1(network, loader, CPU, "it") == pytest.approx(100 * correct(network, *REWARD, 60) / 60)
+
+
+def test_latency_is_of_each_network(network: nn.Module) -> None:
+    wide = nn.Sequential(*[nn.Conv2d(3, 3, 5, padding=2) for _ in range(40)])
+    narrow = nn.Conv2d(3, 3, 1)
+    slow, fast = latencies([wide, narrow], torch.zeros(1, 3, 32, 32), CPU)
+    assert slow > 3 * fast > 0

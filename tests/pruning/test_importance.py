@@ -1,0 +1,76 @@
+"""Planted filters are found, coupled channels are judged together, and ties go the same way every time."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from gnnrl_lightning.models.resnet_cifar import resnet_cifar
+from gnnrl_lightning.pruning.importance import Magnitude, most_important
+from gnnrl_lightning.pruning.surgery import uniform_plan
+from gnnrl_lightning.topology import trace
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_planted_filters_are_found(p: int) -> None:
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    model[0].weight.data[[1, 4, 6]] *= 100
+    topology = trace(model, torch.zeros(1, 3, 8, 8))
+    (scores,) = Magnitude(p)(model, topology)
+    assert scores.shape == (8,)
+    assert most_important([scores], torch.tensor([3])) == [[1, 4, 6]]
+    model[0].weight.data[[0, 7]] = 0
+    (scores,) = Magnitude(p)(model, topology)
+    assert set(range(8)) - set(most_important([scores], torch.tensor([6]))[0]) == {0, 7}
+
+
+def test_the_orders_of_the_norm_differ() -> None:
+    model: Any = nn.Sequential(nn.Conv2d(2, 2, 1, bias=False), nn.Conv2d(2, 2, 1))
+    model[0].weight.data = torch.tensor([[3.0, 3.0], [5.0, 0.0]]).view(2, 2, 1, 1)
+    topology = trace(model, torch.zeros(1, 2, 4, 4))
+    one = torch.tensor([1])
+    assert most_important(Magnitude(1)(model, topology), one) == [[0]]  # 6 against 5
+    assert most_important(Magnitude(2)(model, topology), one) == [[1]]  # 4.2 against 5
+    with pytest.raises(ValueError, match=r"importance\.p=3 must be 1 or 2"):
+        Magnitude(3)
+
+
+def test_coupled_layers_are_heard_equally_whatever_their_scale() -> None:
+    torch.manual_seed(0)
+    model: Any = resnet_cifar(8, 10)
+    # Two writers of the same channels: the loud one prefers channel 2 a little, the quiet one channel 5 strongly.
+    stem, block = model.conv1.weight.data, model.layer1[0].conv2.weight.data
+    stem.fill_(1000.0)
+    stem[2] *= 1.1
+    block.fill_(0.001)
+    block[5] *= 3
+    for stage in ("layer2", "layer3"):
+        model.get_submodule(f"{stage}.0.conv2").weight.data.fill_(1.0)
+    topology = trace(model, torch.zeros(1, 3, 16, 16))
+    trunk = next(i for i, g in enumerate(topology.groups) if any(m.parameter == "conv1.weight" for m in g.members))
+    scores = Magnitude(1)(model, topology)[trunk]
+    assert scores.argsort(descending=True)[:2].tolist() == [5, 2]
+
+
+def test_channels_without_a_writer_are_judged_by_their_readers() -> None:
+    """The zeros that option A pads with belong to no filter; here they are read by a convolution all the same."""
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.ConstantPad3d((0, 0, 0, 0, 2, 2), 0.0), nn.Conv2d(7, 2, 1))
+    body: Any = nn.Sequential(nn.Conv2d(3, 3, 1), *model)
+    body[2].weight.data[:, [0, 1, 5, 6]] = torch.tensor([1.0, 9.0, 2.0, 8.0]).view(1, 4, 1, 1)
+    topology = trace(body, torch.zeros(1, 3, 4, 4))
+    scores = Magnitude(1)(body, topology)
+    padded = next(i for i, group in enumerate(topology.groups) if group.width == 4)
+    assert most_important([scores[padded]], torch.tensor([2])) == [[1, 3]]
+
+
+def test_ties_keep_the_lower_number() -> None:
+    model: Any = resnet_cifar(8, 10)
+    for parameter in model.parameters():
+        nn.init.ones_(parameter)
+    topology = trace(model, torch.zeros(1, 3, 16, 16))
+    plans = [uniform_plan(topology, model, keep=0.5) for _ in range(2)]
+    assert plans[0] == plans[1]
+    assert all(group.kept == tuple(range(group.width // 2)) for group in plans[0].groups)

@@ -1,0 +1,222 @@
+"""Pruned networks compute what the masked originals compute; what cannot be is refused."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from gnnrl_lightning.models.resnet_cifar import PaddedShortcut, resnet_cifar
+from gnnrl_lightning.pruning import surgery
+from gnnrl_lightning.pruning.surgery import (
+    apply_plan,
+    make_plan,
+    masked,
+    prune,
+    relative_error,
+    uniform_plan,
+    verified,
+)
+from gnnrl_lightning.topology import Topology, trace
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "resnet56": lambda: resnet_cifar(56, 10),
+    "mobilenet_v2": lambda: torchvision.models.mobilenet_v2(weights=None, num_classes=10),
+    "resnet50": lambda: torchvision.models.resnet50(weights=None, num_classes=10),
+}
+
+
+def images(count: int = 2, size: int = 32) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_pruned_equals_masked(name: str, pruning: Any) -> None:
+    torch.manual_seed(0)
+    model = pruning.randomize(NETWORKS[name]())
+    topology = trace(model, torch.zeros(1, 3, 32, 32))
+    with torch.no_grad():
+        whole = model(images())
+        for _ in range(3):
+            kept = pruning.kept(topology)
+            reference = masked(model, topology, kept)(images())
+            assert relative_error(prune(model, topology, kept)(images()), reference) < 1e-4
+            assert relative_error(reference, whole) > 1e-2  # otherwise nothing was removed
+
+
+def test_the_identity_plan_is_bit_identical_and_leaves_the_original_alone(pruning: Any) -> None:
+    model: Any = pruning.randomize(resnet_cifar(20, 10)).train()
+    model.layer1[0].bn1.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    attributes = [(str(module), sorted(module.__dict__)) for module in model.modules()]
+    plan = uniform_plan(trace(model, torch.zeros(1, 3, 32, 32)), model, keep=1.0)
+    small = apply_plan(model, plan)
+    assert [module.training for module in small.modules()] == modes
+    apply_plan(model, uniform_plan(trace(model, torch.zeros(1, 3, 32, 32)), model, keep=0.5))
+    assert [module.training for module in model.modules()] == modes
+    assert [(str(module), sorted(module.__dict__)) for module in model.modules()] == attributes
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(small.eval()(images()), model.eval()(images()))
+    next(small.parameters()).data.zero_()
+    assert torch.equal(before["conv1.weight"], model.state_dict()["conv1.weight"])
+
+
+def test_the_pruned_network_can_be_trained(resnet8: Any, topology8: Topology, pruning: Any) -> None:
+    resnet8.linear.weight.requires_grad_(False)
+    small = prune(resnet8, topology8, pruning.kept(topology8)).train()
+    small(images(4, 16)).square().mean().backward()
+    frozen = {name for name, value in small.named_parameters() if value.grad is None}
+    assert frozen == {"linear.weight"}
+
+
+def _swap(model: Any) -> None:
+    weight = model.layer1[0].conv1.weight.data
+    weight[[0, 1]] = weight[[1, 0]]
+
+
+def _shift(model: Any) -> None:
+    norm = model.layer2[0].bn1
+    norm.running_mean = norm.running_mean.roll(1)
+
+
+def _misplace(model: Any) -> None:
+    pad = model.layer2[0].shortcut.pad
+    *rest, left, right = pad.padding
+    pad.padding = (*rest, left + 1, right - 1)
+
+
+@pytest.mark.parametrize("tamper", [_swap, _shift, _misplace])
+def test_a_wrong_network_is_refused(
+    tamper: Callable[[nn.Module], None], resnet8: nn.Module, pruning: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = pruning.randomize(resnet8)
+    topology = trace(model, torch.zeros(1, 3, 16, 16))
+    widths = topology.full_widths() // 2
+
+    def wrong(*args: Any) -> nn.Module:
+        small = prune(*args)
+        tamper(small)
+        return small
+
+    kept = pruning.kept(topology, widths)
+    verified(model, topology, kept)
+    monkeypatch.setattr(surgery, "prune", wrong)
+    with pytest.raises(ValueError, match="CifarResNet computes something else after pruning"):
+        verified(model, topology, kept)
+
+
+class Baked(nn.Module):
+    """A network with a number of channels in `forward` that no trace shows."""
+
+    def __init__(self, forward: Callable[["Baked", Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.head = nn.Linear(8, 4)
+        self.width = 8
+        self.inner = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self, self.conv(x))
+
+
+@pytest.mark.parametrize(
+    ("forward", "reason"),
+    [
+        (lambda net, x: net.head(x.mean((2, 3)).view(-1, 8)), "shape '"),
+        (lambda net, x: net.head(x.mean((2, 3))) * (net.width / x.shape[1]), "relative error"),
+        (lambda net, x: net.head(x.mean((2, 3))).repeat(9 - x.shape[1], 1), "relative error inf"),
+        (lambda net, x: net.head(x.mean((2, 3))) if x.shape[1] == 8 else {}[x.shape[1]], "4"),
+    ],
+)
+def test_a_forward_that_cannot_follow_is_one_sentence(forward: Callable[..., Tensor], reason: str) -> None:
+    torch.manual_seed(0)
+    model = Baked(forward).eval()
+    topology = trace(model, torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match=rf"Baked computes something else .*{reason}.*exclude=") as caught:
+        apply_plan(model, uniform_plan(topology, model))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_attention_network_is_pruned_where_that_is_safe() -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.SwinTransformer([4, 4], 16, [2, 2], [2, 4], [7, 7], num_classes=10).eval()
+    topology = trace(model, torch.zeros(1, 3, 64, 64))
+    assert all(".mlp." in group.name for group in topology.groups)
+    small = verified(model, topology, [range(group.width // 2) for group in topology.groups])
+    assert sum(p.numel() for p in small.parameters()) < 0.9 * sum(p.numel() for p in model.parameters())
+
+
+def test_option_a_pads_follow_what_is_kept_around_them(pruning: Any) -> None:
+    model = pruning.randomize(resnet_cifar(20, 10))
+    topology = trace(model, torch.zeros(1, 3, 32, 32))
+    kept = pruning.kept(topology)
+    small = prune(model, topology, kept)
+    mask = topology.keep_mask(kept)
+    for stage in ("layer2", "layer3"):
+        block: Any = small.get_submodule(f"{stage}.0")
+        slots = topology.slots[f"{stage}.0.conv2.weight", 0]
+        quarter = len(slots) // 4
+        assert isinstance(block.shortcut, PaddedShortcut)
+        assert block.shortcut.pad.padding == (
+            *(0, 0, 0, 0),
+            int(mask[slots[:quarter]].sum()),
+            int(mask[slots[-quarter:]].sum()),
+        )
+        assert block.conv2.out_channels == block.conv2.weight.shape[0] == int(mask[slots].sum())
+
+
+def test_attributes_follow_the_weights(pruning: Any) -> None:
+    torch.manual_seed(0)
+    model = pruning.randomize(torchvision.models.mobilenet_v2(weights=None, num_classes=10))
+    topology = trace(model, torch.zeros(1, 3, 32, 32))
+    for module in prune(model, topology, pruning.kept(topology)).modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.weight.shape[:2] == (module.out_channels, module.in_channels // module.groups)
+        elif isinstance(module, nn.BatchNorm2d):
+            assert module.weight.shape == (module.num_features,)
+        elif isinstance(module, nn.Linear):
+            assert module.weight.shape == (module.out_features, module.in_features)
+
+
+@pytest.mark.parametrize("build", [lambda: resnet_cifar(20, 10), NETWORKS["mobilenet_v2"]])
+def test_plans_compose(build: Callable[[], nn.Module], pruning: Any) -> None:
+    """A pruned network is a network like any other: pruning it again is pruning once to what both kept."""
+    torch.manual_seed(0)
+    model = pruning.randomize(build())
+    topology = trace(model, torch.zeros(1, 3, 32, 32))
+    first = pruning.kept(topology, (topology.full_widths() * 3 / 4).long())
+    once = apply_plan(model, make_plan(topology, first))
+    again = trace(once, torch.zeros(1, 3, 32, 32))
+    assert again.full_widths().tolist() == [len(channels) for channels in first]
+    second = pruning.kept(again, (again.full_widths() / 2).ceil().long())
+    twice = apply_plan(once, make_plan(again, second))
+    both = [[a[i] for i in b] for a, b in zip(first, second, strict=True)]
+    with torch.no_grad():
+        assert torch.equal(twice(images()), prune(model, topology, both)(images()))
+
+
+def test_a_plan_of_another_network_is_refused(resnet8: nn.Module, topology8: Topology) -> None:
+    plan = uniform_plan(topology8, resnet8)
+    other = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1))
+    with pytest.raises(ValueError, match=r"the plan is for another network: group .* does not exist in Sequential"):
+        apply_plan(other, plan)
+    wider: Any = resnet_cifar(8, 10)
+    wider.layer1[0].conv1, wider.layer1[0].bn1 = nn.Conv2d(16, 20, 3, padding=1), nn.BatchNorm2d(20)
+    wider.layer1[0].conv2 = nn.Conv2d(20, 16, 3, padding=1)
+    with pytest.raises(ValueError, match=r"layer1\.0\.conv1 has 16 channels in the plan and has 20"):
+        apply_plan(wider, plan)
+
+
+@pytest.mark.parametrize("keep", [0.0, -1.0, 1.5])
+def test_keep_is_a_fraction(keep: float, resnet8: nn.Module, topology8: Topology) -> None:
+    with pytest.raises(ValueError, match=r"must be in \(0, 1\]"):
+        uniform_plan(topology8, resnet8, keep)
+
+
+def test_a_model_of_doubles_is_pruned(resnet8: nn.Module, topology8: Topology) -> None:
+    small = apply_plan(resnet8.double(), uniform_plan(topology8, resnet8))
+    assert {p.dtype for p in small.parameters()} == {torch.float64}

@@ -1,0 +1,64 @@
+"""A search without images: agents as configured, an environment with an analytic reward, and a real trainer."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from gnnrl_lightning.config import build
+from gnnrl_lightning.search.environment import PruningEnv
+from gnnrl_lightning.search.module import SearchModule
+from gnnrl_lightning.search.progress import SearchState
+from gnnrl_lightning.topology import Topology
+from gnnrl_lightning.topology.hierarchy import hierarchical_graph
+
+AGENTS = Path(__file__).resolve().parents[1] / "conf" / "agent"
+
+
+def agent_of(name: str, topology: Topology, seed: int = 0, **changed: Any) -> Any:
+    """An agent with the settings of conf/agent, initialised from a seed."""
+    torch.manual_seed(seed)
+    node = OmegaConf.merge(OmegaConf.load(AGENTS / f"{name}.yaml"), changed)
+    return build(node, graph=hierarchical_graph(topology))  # type: ignore[arg-type]
+
+
+def target(topology: Topology) -> Tensor:
+    """The fractions that the analytic reward wants kept: the later a group, the more; [G]."""
+    return torch.linspace(0.2, 1.0, len(topology.groups))
+
+
+def bandit(
+    topology: Topology, budget: float = 0.5, max_steps: int = 5, evaluate: Callable[[Tensor], float] | None = None
+) -> PruningEnv:
+    """The reward is how near the kept fractions are to `target`; no network is evaluated."""
+
+    def near(widths: Tensor) -> float:
+        return -100 * float((widths / topology.full_widths() - target(topology)).abs().mean())
+
+    return PruningEnv(topology, topology.macs, budget, evaluate or near, max_steps)
+
+
+def run_search(module: SearchModule, folder: Path, iterations: int | None = None, **options: Any) -> SearchModule:
+    """Searches in a real trainer, as `gnnrl_lightning.run` does; goes on where the folder's checkpoint stands."""
+    state = SearchState(folder)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=module.iterations if iterations is None else iterations,
+        logger=False,
+        callbacks=[state],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    trainer.fit(module, ckpt_path=state.checkpoint if state.checkpoint.is_file() else None, weights_only=True)
+    return module
+
+
+def without_time(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A history as it must repeat: all of it but the seconds."""
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in history]

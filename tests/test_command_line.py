@@ -1,0 +1,193 @@
+import csv
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from commands import Outcome, run_all
+
+import gnnrl_lightning as gl
+from gnnrl_lightning.models.resnet_cifar import resnet_cifar
+from gnnrl_lightning.pruning.plan import PruningPlan
+
+FOLDER = {
+    "plan.json",
+    "pruned.safetensors",
+    "history.csv",
+    "results.json",
+    "report.html",
+    "search.log",
+    ".hydra/config.yaml",
+    ".hydra/overrides.yaml",
+    "checkpoints/last.ckpt",
+    "figures/reward.svg",
+    "figures/groups.svg",
+    "figures/cost.svg",
+    "metrics/metrics.csv",
+}
+
+
+def test_a_search_from_beginning_to_end(finished: tuple[Path, Outcome]) -> None:
+    folder, outcome = finished
+    assert outcome.code == 0, outcome.err
+    for word in ("original", "pruned", "fine-tuned", "top-1", "MMACs allowed", "24/24 episodes", "gl.load_pruned"):
+        assert word in outcome.out
+    assert "Traceback" not in outcome.err and "Warning" not in outcome.err
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    assert not FOLDER - files
+    assert not [name for name in files if "tmp" in name]
+    with (folder / "history.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 24
+
+
+def test_the_network_of_a_run_is_what_the_report_says(finished: tuple[Path, Outcome]) -> None:
+    folder, _ = finished
+    results = json.loads((folder / "results.json").read_text())
+    network = gl.load_pruned(folder)
+    assert not network.training and network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    whole = gl.trace(resnet_cifar(20, 10), torch.zeros(1, 3, 32, 32))
+    small = gl.trace(network, torch.zeros(1, 3, 32, 32))
+    plan = PruningPlan.load(folder / "plan.json")
+    macs = int(whole.macs(torch.tensor(plan.widths)))
+    original, *pruned = results["stages"]
+    assert original["macs"] == int(whole.macs()) and [stage["macs"] for stage in pruned] == [macs, macs]
+    assert int(small.macs()) == macs <= 0.5 * int(whole.macs())
+    assert sum(p.numel() for p in network.parameters()) == pruned[0]["params"]
+    assert results["reward"]["best_seen"] <= 0 and results["episodes"] == 24
+
+
+@pytest.fixture(scope="module")
+def more(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Outcome]]:
+    """Other things to do, in one process."""
+    folder = tmp_path_factory.mktemp("more")
+    quick = [*tiny, "episodes=2"]
+    lines = [
+        ["search.py", "-m", *quick, "budget=0.3,0.7", f"hydra.sweep.dir={folder}/sweep", "logger=none"],
+        ["search.py", *quick, "logger=wandb", f"hydra.run.dir={folder}/wandb", "agent=random"],
+        [
+            "search.py",
+            *quick,
+            "logger=[csv,wandb]",
+            f"hydra.run.dir={folder}/both",
+            "recovery=finetune",
+            "recovery.steps=2",
+        ],
+        ["search.py", *quick, "budget=0.4", "logger=none", f"hydra.run.dir={folder}/both"],
+        ["train.py", f"plan={folder}/both/plan.json", "fit.max_steps=1", "trainer=cpu", f"hydra.run.dir={folder}/plan"],
+        [
+            *("train.py", "model=resnet20", "data=digits", "fit.max_steps=1", "trainer=cpu", "logger=none"),
+            f"hydra.run.dir={folder}/base",
+        ],
+    ]
+    return folder, run_all(lines, folder)
+
+
+def test_a_sweep(more: tuple[Path, list[Outcome]]) -> None:
+    folder, (sweep, *_) = more
+    assert sweep.code == 0, sweep.err
+    for job, budget in (("0", 0.3), ("1", 0.7)):
+        results = json.loads((folder / "sweep" / job / "results.json").read_text())
+        assert results["budget"] == budget
+        assert results["stages"][1]["macs"] <= budget * results["stages"][0]["macs"]
+    with (folder / "sweep" / "summary.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 2
+    assert "summary.csv" in sweep.out
+
+
+def test_weights_and_biases(more: tuple[Path, list[Outcome]]) -> None:
+    folder, (_, wandb, both, *_) = more
+    assert wandb.code == 0 and both.code == 0, wandb.err + both.err
+    for name in ("wandb", "both"):
+        runs = list((folder / name).glob("wandb/offline-run-*/run-*.wandb"))
+        assert len(runs) == 1 and runs[0].stat().st_size > 0
+    assert not (folder / "wandb" / "metrics").exists()
+    assert (folder / "both" / "metrics" / "metrics.csv").is_file()
+
+
+def test_a_folder_of_another_search_is_refused(more: tuple[Path, list[Outcome]]) -> None:
+    folder, (*_, other, _, _) = more
+    assert other.code == 1
+    assert other.err.startswith("error: ") and "budget=0.5" in other.err and len(other.err.splitlines()) == 1
+    assert json.loads((folder / "both" / "results.json").read_text())["budget"] == 0.5
+
+
+def test_training(more: tuple[Path, list[Outcome]]) -> None:
+    folder, (*_, plan, base) = more
+    assert plan.code == 0 and base.code == 0, plan.err + base.err
+    fine_tuned, searched = gl.load_pruned(folder / "plan"), gl.load_pruned(folder / "both")
+    assert fine_tuned.conv1.weight.shape == searched.conv1.weight.shape
+    assert not torch.equal(fine_tuned.conv1.weight, searched.conv1.weight)
+    assert PruningPlan.load(folder / "plan" / "plan.json") == PruningPlan.load(folder / "both" / "plan.json")
+    assert (folder / "base" / "resnet20.safetensors").is_file()
+
+
+class Malicious:
+    """Unpickling it creates a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return os.mkdir, (str(self.path),)
+
+
+BAD = {
+    "zero": ("budget=0", "budget=0.0 is not possible"),
+    "above": ("budget=1.5", "budget=1.5 is not possible"),
+    "word": ("budget=abc", "budget"),
+    "infeasible": ("budget=0.001", "lowest feasible budget"),
+    "model": ("model=nonsense", "nonsense"),
+    "name": ("model=timm model.name=nonsense", "model.name=nonsense"),
+    "root": ("data=folder data.num_classes=10 data.root=/nowhere", "data.root=/nowhere"),
+    "classes": ("data=folder", "data.num_classes is missing"),
+    "absent": ("weights=/nowhere.pt", "weights=/nowhere.pt"),
+    "other": ("weights={folder}/other.pt", "other.pt"),
+    "truncated": ("weights={folder}/truncated.pt", "truncated.pt"),
+    "malicious": ("weights={folder}/malicious.pt", "malicious.pt"),
+    "default": ("weights=default", "weights=default"),
+    "divisor": ("divisor=0", "divisor=0"),
+    "exclude": ("exclude=[nonsense]", "nonsense"),
+    "agent": ("agent.episodes_per_iteration=1", "agent.episodes_per_iteration=1"),
+    "unknown": ("budgte=0.5", "budgte"),
+}
+
+
+@pytest.fixture(scope="module")
+def bad(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Outcome]]:
+    folder = tmp_path_factory.mktemp("bad")
+    torch.save(resnet_cifar(56, 10).state_dict(), folder / "other.pt")
+    torch.save(resnet_cifar(20, 10).state_dict(), folder / "whole.pt")
+    whole = (folder / "whole.pt").read_bytes()
+    (folder / "truncated.pt").write_bytes(whole[: len(whole) // 2])
+    (folder / "malicious.pt").write_bytes(pickle.dumps(Malicious(folder / "executed")))
+    lines = [
+        ["search.py", *tiny, *override.format(folder=folder).split(), f"hydra.run.dir={folder / name}"]
+        for name, (override, _) in BAD.items()
+    ]
+    lines.append(["search.py", "model=resnet20", f"hydra.run.dir={folder / 'none'}"])
+    lines.append(["train.py", f"plan={folder}/nowhere.json", f"hydra.run.dir={folder / 'plan'}"])
+    return folder, dict(zip([*BAD, "none", "plan"], run_all(lines, folder), strict=True))
+
+
+@pytest.mark.parametrize("name", [*BAD, "none", "plan"])
+def test_bad_input_is_one_sentence(bad: tuple[Path, dict[str, Outcome]], name: str) -> None:
+    folder, outcomes = bad
+    outcome = outcomes[name]
+    expected = {"none": "budget is missing", "plan": "nowhere.json does not exist"} | {k: v[1] for k, v in BAD.items()}
+    assert outcome.code in (1, 2)
+    lines = outcome.err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), outcome.err
+    assert expected[name] in lines[0]
+    assert "Traceback" not in outcome.out + outcome.err
+    left = {path.name for path in (folder / name).rglob("*")}
+    assert not left & {"plan.json", "pruned.safetensors", "results.json", "report.html", "history.csv", "last.ckpt"}
+
+
+def test_no_code_of_a_weights_file_ran(bad: tuple[Path, dict[str, Outcome]]) -> None:
+    folder, _ = bad
+    assert not (folder / "executed").exists()
+    pickle.loads((folder / "malicious.pt").read_bytes())  # it would have
+    assert (folder / "executed").exists()

@@ -1,0 +1,50 @@
+import csv
+import time
+from pathlib import Path
+
+import pytest
+from commands import ROOT, Outcome, run, start
+
+EPISODES = 24
+
+
+def history(folder: Path) -> list[dict[str, str]]:
+    path = folder / "history.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def test_a_killed_search_ends_as_the_uninterrupted_one(
+    finished: tuple[Path, Outcome], tiny: list[str], tmp_path: Path
+) -> None:
+    whole, outcome = finished
+    assert outcome.code == 0, outcome.err
+    folder = tmp_path / "run"
+    overrides = [*tiny, f"hydra.run.dir={folder}"]
+    process = start(ROOT / "search.py", overrides, tmp_path)
+    deadline = time.monotonic() + 120
+    while len(history(folder)) < 6 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    assert 6 <= len(history(folder)) < EPISODES, "killed too late to show anything"
+    assert not (folder / "plan.json").exists()
+    assert history(folder) == history(whole)[: len(history(folder))]
+
+    resumed = run("search.py", overrides, tmp_path)
+    assert resumed.code == 0, resumed.err
+    assert "resuming from" in resumed.out
+    assert history(folder) == history(whole)
+    for name in ("plan.json", "pruned.safetensors"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_a_search_on_two_ranks(tiny: list[str], tmp_path: Path) -> None:
+    overrides = [*tiny, "trainer=ddp_cpu", "episodes=7", f"hydra.run.dir={tmp_path / 'run'}"]
+    outcome = run("search.py", overrides, tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert len(history(tmp_path / "run")) == 7
+    assert (tmp_path / "run" / "report.html").is_file()
