@@ -127,8 +127,8 @@ class TrainConfig:
         self.fit.check("fit")
         if self.plan is None and (self.model is None or self.data is None):
             raise ValueError(
-                "nothing to train: give the plan.json of a search, plan=outputs/search/<run>/plan.json, or a network and "
-                "images, e.g. model=resnet20 data=cifar10."
+                "nothing to train: give the plan.json of a search, plan=outputs/search/<run>/plan.json, "
+                "or a network and images, e.g. model=resnet20 data=cifar10."
             )
         if self.plan is not None and (self.model is not None or self.weights is not None):
             raise ValueError(f"plan={self.plan} brings its own network and weights; drop model= and weights=.")

@@ -1,9 +1,7 @@
 """Lightning from the configuration: loggers that are always closed, trainers, and supervised fits."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import lightning as L

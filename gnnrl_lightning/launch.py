@@ -55,5 +55,6 @@ def _give_up(error: Exception, code: int) -> NoReturn:
     """Says what to do in one line; the traceback is there with `debug=`."""
     if any(argument.startswith("debug=") for argument in sys.argv):
         raise error
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    cause = f" ({error.__cause__})" if isinstance(error, HydraException) and error.__cause__ else ""
+    print(f"error: {' '.join(f'{error}{cause}'.split())}", file=sys.stderr)
     sys.exit(code)

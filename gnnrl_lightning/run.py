@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -25,6 +26,7 @@ from gnnrl_lightning.pruning.surgery import load_pruned, make_plan, save_pruned,
 from gnnrl_lightning.report.page import write_report
 from gnnrl_lightning.report.results import choice, command, durations, stages
 from gnnrl_lightning.report.tables import stage_table
+from gnnrl_lightning.search.agents.protocol import Agent
 from gnnrl_lightning.search.environment import PruningEnv
 from gnnrl_lightning.search.module import SearchModule
 from gnnrl_lightning.search.progress import SearchProgress, SearchState
@@ -73,6 +75,10 @@ def search(config: DictConfig) -> float:
     if recovery.images > available:
         log.info("recovery.images=%d: only %d training images there are; all are taken", recovery.images, available)
     training = data.tensors("train", min(max(recovery.images, 1), available))
+    importance = build(config.importance)
+    # Seeded anew, so that the agent starts alike whether the base network is trained now or comes from a file.
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    agent = build(config.agent, graph=hierarchical_graph(topology))
     folder, device = Path(config.paths.run), device_of(config)
 
     with open_loggers(config, "search") as logger:
@@ -82,7 +88,7 @@ def search(config: DictConfig) -> float:
         evaluator = Evaluator(
             model,
             topology,
-            build(config.importance),
+            importance,
             recovery,
             reward,
             training,
@@ -90,7 +96,7 @@ def search(config: DictConfig) -> float:
             data.eval_batch_size,
             device,
         )
-        module = _run_search(config, cfg, env, folder, logger)
+        module = _run_search(config, cfg, agent, env, folder, logger)
         widths, whole = evaluator.winner(module.finalists(cfg.finalists))
         clock["finetune"] = time.perf_counter()
 
@@ -107,34 +113,35 @@ def search(config: DictConfig) -> float:
         images = data.test_dataloader()
         top1 = {"original": test_top1(model, images, device, "original")}
         top1["pruned"] = test_top1(pruned, images, device, "pruned")
-        save_pruned(folder, pruned, plan)
+        write = rank_zero_only(save_pruned)
+        write(folder, pruned, plan)
         if cfg.finetune.epochs and cfg.finetune.max_steps:
             fit(pruned, data, cfg.finetune, "finetune", config, logger)
             top1["fine-tuned"] = test_top1(pruned, images, device, "fine-tuned")
-            save_pruned(folder, pruned, plan)
+            write(folder, pruned, plan)
         clock["end"] = time.perf_counter()
-        times = latencies([model, pruned], reward[0][:1], device)
-        results = {
-            "model": spec.name,
-            "data": data.name,
-            **{name: choice(name) for name in ("agent", "importance", "recovery")},
-            "budget": cfg.budget,
-            "cost": cost.name,
-            "cost_unit": cost.unit,
-            "seed": cfg.seed,
-            "command": command(),
-            "device": f"{device.type.upper()}, {torch.get_num_threads()} threads",
-            "images": {name: len(split.labels) for name, split in data.splits.items()},
-            "episodes": len(module.history),
-            "evaluations": sum(not row["cached"] for row in module.history),
-            "seconds": durations(clock),
-            "stages": stages(topology, widths, top1, times),
-            "allowed": {"cost": env.allowed, "fraction": cfg.budget},
-            "reward": {"best_seen": module.best["reward"], "whole_split": whole},
-            "versions": {"torch": torch.__version__, "lightning": L.__version__},
-        }
         log_metrics(logger, {f"test_top1/{name}": value for name, value in top1.items()})
         if module.global_rank == 0:
+            times = latencies([model, pruned], reward[0][:1], device)
+            results = {
+                "model": spec.name,
+                "data": data.name,
+                **{name: choice(name) for name in ("agent", "importance", "recovery")},
+                "budget": cfg.budget,
+                "cost": cost.name,
+                "cost_unit": cost.unit,
+                "seed": cfg.seed,
+                "command": command(),
+                "device": f"{device.type.upper()}, {torch.get_num_threads()} threads",
+                "images": {name: len(split.labels) for name, split in data.splits.items()},
+                "episodes": len(module.history),
+                "evaluations": sum(not row["cached"] for row in module.history),
+                "seconds": durations(clock),
+                "stages": stages(topology, widths, top1, times),
+                "allowed": {"cost": env.allowed, "fraction": cfg.budget},
+                "reward": {"best_seen": module.best["reward"], "whole_split": whole},
+                "versions": {"torch": torch.__version__, "lightning": L.__version__},
+            }
             write_json(folder / "results.json", results)
             report = write_report(folder)
             Console().print(stage_table(results))
@@ -179,12 +186,14 @@ def train(config: DictConfig) -> float:
         log_metrics(logger, {"test_top1/before": before, "test_top1/after": after})
     log.info("%s: test top-1 %.2f %% before, %.2f %% after", spec.name, before, after)
     if plan is not None:
-        save_pruned(folder, model, plan)
+        rank_zero_only(save_pruned)(folder, model, plan)
         log.info("the network: gl.load_pruned(%r)", str(folder))
     else:
         save_weights(folder / f"{spec.name}.safetensors", model)
         log.info("the weights: weights=%s", folder / f"{spec.name}.safetensors")
-    write_json(folder / "results.json", {"model": spec.name, "command": command(), "top1": [before, after]})
+    rank_zero_only(write_json)(
+        folder / "results.json", {"model": spec.name, "command": command(), "top1": [before, after]}
+    )
     return reward_top1
 
 
@@ -196,12 +205,9 @@ def _data(config: DictConfig, preprocessing: Preprocessing) -> ImageDataModule:
 
 
 def _run_search(
-    config: DictConfig, cfg: SearchConfig, env: PruningEnv, folder: Path, logger: list[Logger]
+    config: DictConfig, cfg: SearchConfig, agent: Agent, env: PruningEnv, folder: Path, logger: list[Logger]
 ) -> SearchModule:
     """Lets the agent search; goes on where an earlier run of this folder was stopped."""
-    # Seeded anew, so that the agent starts alike whether the base network was trained just now or cached.
-    L.seed_everything(cfg.seed, workers=True, verbose=False)
-    agent = build(config.agent, graph=hierarchical_graph(env.topology))
     settings: dict[str, Any] = {
         name: OmegaConf.to_container(config[name], resolve=True)
         if isinstance(config[name], DictConfig)

@@ -22,7 +22,7 @@ class Preprocessing:
     interpolation: str
 
     def __post_init__(self) -> None:
-        # Hydra passes a dataclass on as a copy in which tuples have become lists.
+        # A plan's JSON holds lists.
         object.__setattr__(self, "mean", tuple(self.mean))
         object.__setattr__(self, "std", tuple(self.std))
 

@@ -1,6 +1,7 @@
 """The numbers of a finished search, as `results.json` holds them."""
 
 import sys
+from itertools import pairwise
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -38,8 +39,7 @@ def stages(topology: Topology, widths: Tensor, top1: dict[str, float], times: li
 
 def durations(clock: dict[str, float]) -> dict[str, float]:
     """Seconds between the readings of a clock, by the name of the earlier one."""
-    names = list(clock)
-    return {a: round(clock[b] - clock[a], 1) for a, b in zip(names[:-1], names[1:], strict=True)}
+    return {a: round(clock[b] - clock[a], 1) for a, b in pairwise(clock)}
 
 
 def choice(group: str) -> str:

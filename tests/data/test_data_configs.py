@@ -1,9 +1,9 @@
 from pathlib import Path
 
 import pytest
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from gnnrl_lightning.config import build
 from gnnrl_lightning.data import IMAGENET, ImageDataModule
 
 CONFIGS = sorted((Path(__file__).parents[2] / "conf" / "data").glob("*.yaml"))
@@ -15,7 +15,7 @@ def test_every_config_makes_its_data_module(path: Path) -> None:
     for key, value in {"root": "pictures", "num_classes": 3}.items():
         if OmegaConf.is_missing(config.data, key):
             config.data[key] = value
-    data = instantiate(config.data, preprocessing=IMAGENET, seed=0)
+    data = build(config.data, preprocessing=IMAGENET, seed=0)
     assert isinstance(data, ImageDataModule)
     assert data.preprocessing == IMAGENET and type(data.preprocessing) is type(IMAGENET)
     assert data.name == path.stem

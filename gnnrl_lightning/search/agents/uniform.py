@@ -15,7 +15,8 @@ class UniformAgent(nn.Module):
         graph: The network; only its number of groups matters.
     """
 
-    episodes_per_iteration = 1
+    episodes_per_iteration = 64
+    """They are all the same network, evaluated once."""
 
     def __init__(self, graph: HierarchicalGraph):
         super().__init__()
