@@ -1,6 +1,7 @@
 """Class folders, or tars of them, from small pictures to ImageNet."""
 
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ class FolderDataModule(ImageDataModule):
             if self.resize is None:
                 to = replace(to, resize=_prepared_side(files, to))
             sets = [FileImages(each, np.arange(len(each)), to) for each in files]
-            self.loader_workers = self.num_workers
+            self.loader_workers = min(self.num_workers, os.cpu_count() or 1)
         self._files = []
         if len(sets) == 2:
             return sets[0], sets[1]
