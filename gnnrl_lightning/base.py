@@ -5,8 +5,10 @@ import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -22,6 +24,12 @@ from gnnrl_lightning.models.weights import load_weights
 
 log = logging.getLogger(__name__)
 
+_NOT_SHAPING = {
+    "data": {"name", "epochs", "eval_batch_size", "num_workers"},
+    "trainer": {"accelerator", "strategy", "deterministic"},
+}
+"""Settings that leave the trained network as it is; data.epochs does so through the training's own."""
+
 
 def train_base(
     model: nn.Module,
@@ -30,10 +38,10 @@ def train_base(
     settings: FitConfig,
     config: DictConfig,
     logger: list[Logger],
-) -> Path:
+) -> None:
     """Trains a network that has no weights, or takes it from the cache of earlier runs.
 
-    The cache knows a network by everything that shaped it: model, data, seed and training.
+    The cache knows a network by everything that shaped it: model, data, seed, training, precision and devices.
 
     Args:
         model: The network; its weights are set in place.
@@ -43,12 +51,12 @@ def train_base(
         config: For the rest.
         logger: Where metrics go.
 
-    Returns:
-        The file that holds its weights now.
+    Raises:
+        ValueError: If training diverged; nothing is kept then.
     """
     shaped_by = {
         "model": spec.to_dict(),
-        "data": OmegaConf.to_container(config.data, resolve=True),
+        **{group: _shaping(config, group) for group in _NOT_SHAPING},
         "seed": config.seed,
         "training": asdict(settings),
     }
@@ -57,16 +65,30 @@ def train_base(
     if path.is_file():
         log.info("base network: %s, trained by an earlier run", path)
         load_weights(model, str(path))
-        return path
+        return
     log.info("base network: no weights given, so %s is trained on %s first", spec.name, data.name)
     L.seed_everything(config.seed, workers=True, verbose=False)
     fit(model, data, settings, "base", config, logger)
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise ValueError(
+                f"base training diverged ({name} is not finite) with base.lr={settings.lr}; lower base.lr, "
+                f"e.g. base.lr={settings.lr / 10:g}."
+            )
     save_weights(path, model)
-    return path
 
 
 @rank_zero_only
 def save_weights(path: Path, model: nn.Module) -> None:
     """Writes a network's weights, at once or not at all."""
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    # Copies, because safetensors refuses tensors that share memory, as tied weights do.
+    state = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in model.state_dict().items()
+    }
     write_bytes(path, save(state))
+
+
+def _shaping(config: DictConfig, group: str) -> dict[str, Any]:
+    settings: Any = OmegaConf.to_container(config[group], resolve=True)
+    return {name: value for name, value in settings.items() if name not in _NOT_SHAPING[group]}

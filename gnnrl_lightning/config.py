@@ -1,5 +1,6 @@
 """The schema of both entry points: types, ranges and one line on every setting. Checked before any work."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -167,6 +168,19 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="search_schema", node=SearchConfig)
     store.store(name="train_schema", node=TrainConfig)
+
+
+def require_whole(name: str, value: object, least: int) -> None:
+    """Raise ValueError unless a group's setting, which no schema types, is a whole number of at least `least`."""
+    if type(value) is not int or value < least:
+        raise ValueError(f"{name}={value} must be a whole number of at least {least}.")
+
+
+def require_number(name: str, value: object, above: float, below: float = math.inf) -> None:
+    """Raise ValueError unless a group's setting, which no schema types, is a number in (above, below)."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not above < value < below:
+        end = f" and below {below:g}" if math.isfinite(below) else ""
+        raise ValueError(f"{name}={value} must be a number above {above:g}{end}.")
 
 
 def _require(holds: bool, name: str, value: object, allowed: str) -> None:

@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -23,12 +24,14 @@ def open_loggers(config: DictConfig, job_type: str) -> Iterator[list[Logger]]:
     Jobs of one sweep share the process: a W&B run that is not finished would swallow the next job's.
     """
     nodes = [node for node in (config.logger or {}).values() if isinstance(node, DictConfig) and "_target_" in node]
-    logger: list[Logger] = [instantiate(node) for node in nodes]
+    logger: list[Logger] = []
     failed = 1
     try:
-        for each in logger:
-            each.log_hyperparams(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
-            if isinstance(each, WandbLogger):
+        for node in nodes:
+            each = instantiate(node)
+            logger.append(each)
+            each.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+            if isinstance(each, WandbLogger) and getattr(rank_zero_only, "rank", 0) == 0:
                 each.experiment.config.update({"job_type": job_type}, allow_val_change=True)
                 each.experiment.define_metric("search/episode")
                 each.experiment.define_metric("search/*", step_metric="search/episode")
@@ -37,6 +40,8 @@ def open_loggers(config: DictConfig, job_type: str) -> Iterator[list[Logger]]:
         yield logger
         failed = 0
     finally:
+        for each in logger:
+            each.finalize("failed" if failed else "success")  # the CSV logger writes what it still holds
         if any(isinstance(each, WandbLogger) for each in logger):
             import wandb
 
@@ -50,24 +55,21 @@ def log_metrics(logger: list[Logger], metrics: dict[str, float]) -> None:
 
 
 def build_trainer(config: DictConfig, logger: list[Logger], callbacks: list[L.Callback], **options: Any) -> L.Trainer:
-    """A trainer on the configured devices."""
-    return L.Trainer(
-        **instantiate(config.trainer, _convert_="all"),
-        logger=logger or False,
-        callbacks=callbacks,
-        default_root_dir=config.paths.run,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **options,
-    )
+    """A trainer on the configured devices; `options` outweigh the configuration."""
+    common = {
+        "logger": logger or False,
+        "callbacks": callbacks,
+        "default_root_dir": config.paths.run,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
+    return L.Trainer(**instantiate(config.trainer, _convert_="all") | common | options)
 
 
 def device_of(config: DictConfig) -> torch.device:
     """Where networks are evaluated: this process's device of the configured accelerator."""
-    return L.Trainer(
-        accelerator=config.trainer.accelerator, devices=1, logger=False, barebones=True
-    ).strategy.root_device
+    return build_trainer(config, [], [], enable_progress_bar=False).strategy.root_device
 
 
 def fit(

@@ -1,6 +1,7 @@
 """How a command starts and ends: quiet libraries, one stamp for all ranks, one sentence where the user is at fault."""
 
 import datetime
+import logging
 import os
 import sys
 import warnings
@@ -8,10 +9,12 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+
+log = logging.getLogger(__name__)
 
 _NOISE = (
     ".*torch.jit.*deprecated.*",  # torch-geometric's
@@ -43,9 +46,18 @@ def launch(main: Callable[[], Any]) -> None:
 
 def job(story: Callable[[DictConfig], float], config: DictConfig) -> float:
     """Runs one job; a job of a sweep raises, so that the others go on and the summary calls it failed."""
+    # Here, because it takes seconds to import, which `--help` need not wait for.
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
     try:
-        return story(config)
+        try:
+            return story(config)
+        except MisconfigurationException as error:
+            raise ValueError(
+                f"Lightning refuses to run so ({error}); give another trainer=, e.g. trainer=cpu."
+            ) from error
     except ValueError as error:
+        log.debug("failed", exc_info=True)  # for the file of the log: the screen shows one line
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
         _give_up(error, 1)
@@ -56,5 +68,8 @@ def _give_up(error: Exception, code: int) -> NoReturn:
     if any(argument.startswith("debug=") for argument in sys.argv):
         raise error
     cause = f" ({error.__cause__})" if isinstance(error, HydraException) and error.__cause__ else ""
-    print(f"error: {' '.join(f'{error}{cause}'.split())}", file=sys.stderr)
+    hint = ""
+    if isinstance(error, OverrideParseException) and "~" in error.override[1:]:  # in front it is Hydra's own, to delete
+        hint = " (a path with ~ must be written out, e.g. $HOME/…)"
+    print(f"error: {' '.join(f'{error}{cause}{hint}'.split())}", file=sys.stderr)
     sys.exit(code)

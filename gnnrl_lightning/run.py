@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 
 from gnnrl_lightning.base import save_weights, train_base
@@ -35,6 +35,14 @@ from gnnrl_lightning.topology.hierarchy import hierarchical_graph
 
 log = logging.getLogger(__name__)
 
+_SHAPING = (
+    *("model", "data", "agent", "cost", "importance", "recovery", "budget", "weights", "seed"),
+    *("exclude", "reward_images", "max_steps", "min_keep", "divisor"),
+)
+"""Settings that shape a search; a resumed one must have the same."""
+_LOADING = ("data.num_workers", "data.eval_batch_size")
+"""Those within them that only say how images are loaded."""
+
 
 def search(config: DictConfig) -> float:
     """Searches for a smaller network, builds it, measures it and writes the run's folder.
@@ -46,6 +54,7 @@ def search(config: DictConfig) -> float:
         ValueError: If the configuration is at fault; before any training where that can be known.
     """
     cfg: SearchConfig = typed(config, SearchConfig)
+    folder, device = Path(config.paths.run), device_of(config)
     spec = ModelSpec.from_config(config.model)
     check_model(spec, config.data.num_classes, cfg.weights)
     data = _data(config, preprocessing_of(spec, cfg.weights))
@@ -79,7 +88,6 @@ def search(config: DictConfig) -> float:
     # Seeded anew, so that the agent starts alike whether the base network is trained now or comes from a file.
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     agent = build(config.agent, graph=hierarchical_graph(topology))
-    folder, device = Path(config.paths.run), device_of(config)
 
     with open_loggers(config, "search") as logger:
         if cfg.weights is None:
@@ -159,11 +167,21 @@ def train(config: DictConfig) -> float:
         ValueError: If the configuration is at fault.
     """
     cfg: TrainConfig = typed(config, TrainConfig)
+    folder, device = Path(config.paths.run), device_of(config)
     plan = PruningPlan.load(Path(cfg.plan)) if cfg.plan else None
-    if plan is not None and (plan.model is None or (plan.data is None and cfg.data is None)):
-        raise ValueError(f"plan={cfg.plan} does not say how to build its network or which images it saw; give data=….")
-    if plan is not None and plan.data is not None and cfg.data is None:
-        config = OmegaConf.merge(config, {"data": plan.data["config"]})  # type: ignore[assignment]
+    if plan is not None and plan.model is None:
+        raise ValueError(f"plan={cfg.plan} does not say how to build its network; fine-tune it with your own code.")
+    whole = cfg.data is not None and "_target_" in cfg.data
+    if plan is not None and not whole:
+        if plan.data is None:
+            raise ValueError(f"plan={cfg.plan} does not say which images it saw; add data=….")
+        # `+data.batch_size=256` changes one setting of the search's images, `data=cifar10` replaces them.
+        config = OmegaConf.merge(config, {"data": OmegaConf.merge(plan.data["config"], cfg.data or {})})  # type: ignore[assignment]
+    if plan is not None and plan.model is not None and config.data.num_classes != plan.model["num_classes"]:
+        raise ValueError(
+            f"data.num_classes={config.data.num_classes}, but the network of plan={cfg.plan} has "
+            f"{plan.model['num_classes']} classes; give the images that it was trained for."
+        )
     spec = ModelSpec.from_config(plan.model["spec"] if plan and plan.model else config.model)
     if plan is None:
         check_model(spec, config.data.num_classes, cfg.weights)
@@ -177,7 +195,6 @@ def train(config: DictConfig) -> float:
         model = load_pruned(Path(str(cfg.plan)).parent)
     else:
         model = create_model(spec, data.num_classes, data.image_size, cfg.weights)
-    folder, device = Path(config.paths.run), device_of(config)
     stage = "finetune" if plan else "base"
     with open_loggers(config, stage) as logger:
         before = test_top1(model, data.test_dataloader(), device, "before")
@@ -208,20 +225,35 @@ def _run_search(
     config: DictConfig, cfg: SearchConfig, agent: Agent, env: PruningEnv, folder: Path, logger: list[Logger]
 ) -> SearchModule:
     """Lets the agent search; goes on where an earlier run of this folder was stopped."""
-    settings: dict[str, Any] = {
-        name: OmegaConf.to_container(config[name], resolve=True)
-        if isinstance(config[name], DictConfig)
-        else config[name]
-        for name in ("model", "data", "agent", "cost", "importance", "recovery", "budget", "weights", "seed")
-    }
-    settings |= {name: config[name] for name in ("reward_images", "max_steps", "min_keep", "divisor")}
+    names = [*_SHAPING, *(["base"] if cfg.weights is None else [])]
+    settings = _leaves({name: config[name] for name in names})
     module = SearchModule(agent, env, cfg.episodes, cfg.seed, settings)
     state = SearchState(folder)
     trainer = build_trainer(
-        config, logger, [SearchProgress(), state], max_epochs=module.iterations, enable_progress_bar=False
+        config,
+        logger,
+        [SearchProgress(), state],
+        max_epochs=module.iterations,
+        enable_progress_bar=False,
+        log_every_n_steps=1,
+        precision="32-true",  # the agent is tiny, and its probability ratios want every bit
     )
     resume = state.checkpoint if state.checkpoint.is_file() else None
     if resume:
         log.info("resuming from %s", resume)
     trainer.fit(module, ckpt_path=resume, weights_only=True)
     return module
+
+
+def _leaves(node: Any, path: str = "") -> dict[str, Any]:
+    """Settings by their dotted names, without those that only say how images are loaded."""
+    if isinstance(node, DictConfig):
+        node = OmegaConf.to_container(node, resolve=True)
+    if not isinstance(node, dict):
+        plain = list(node) if isinstance(node, ListConfig) else node
+        return {} if path in _LOADING else {path: plain}
+    return {
+        name: leaf
+        for key, value in node.items()
+        for name, leaf in _leaves(value, f"{path}.{key}" if path else key).items()
+    }

@@ -10,7 +10,7 @@ import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from gnnrl_lightning.data.images import MemoryImages
-from gnnrl_lightning.data.module import ImageDataModule
+from gnnrl_lightning.data.module import ImageDataModule, root_path
 
 _DATASETS = {10: CIFAR10, 100: CIFAR100}
 _TRAINING_IMAGES = 50_000
@@ -26,7 +26,7 @@ class CifarDataModule(ImageDataModule):
 
     def __init__(self, root: str, **common: Any) -> None:
         super().__init__(**common)
-        self.root = Path(root).expanduser()
+        self.root = root_path(root)
 
     def check(self) -> None:
         """Find wrong settings.

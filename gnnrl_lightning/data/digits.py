@@ -6,6 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
+from gnnrl_lightning.config import require_whole
 from gnnrl_lightning.data.images import MemoryImages, cut
 from gnnrl_lightning.data.module import ImageDataModule
 
@@ -33,9 +34,9 @@ class DigitsDataModule(ImageDataModule):
             ValueError: a setting is out of its range.
         """
         super().check()
-        if self.size < _SIDE:
-            raise ValueError(f"data.size={self.size} is smaller than the digits; give {_SIDE} or more.")
-        if not 1 <= self.test_images <= _IMAGES // 2:
+        require_whole("data.size", self.size, _SIDE)
+        require_whole("data.test_images", self.test_images, 1)
+        if self.test_images > _IMAGES // 2:
             raise ValueError(
                 f"data.test_images={self.test_images} is out of range; give 1 to {_IMAGES // 2} of {_IMAGES} digits."
             )

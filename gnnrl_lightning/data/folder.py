@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from gnnrl_lightning.config import require_number, require_whole
 from gnnrl_lightning.data.files import TAR_SUFFIXES, ImageFiles, index_files, is_tar
 from gnnrl_lightning.data.images import FileImages, ImageSet, cut, in_memory
-from gnnrl_lightning.data.module import ImageDataModule
+from gnnrl_lightning.data.module import ImageDataModule, root_path
 from gnnrl_lightning.data.preprocessing import Preprocessing
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class FolderDataModule(ImageDataModule):
         self, root: str, size: int | None, resize: int | None, test_fraction: float, num_workers: int, **common: Any
     ) -> None:
         super().__init__(**common)
-        self.root = Path(root).expanduser()
+        self.root = root_path(root)
         self.size = size
         self.resize = resize
         self.test_fraction = test_fraction
@@ -59,15 +60,14 @@ class FolderDataModule(ImageDataModule):
                 differ from each other or from `num_classes`.
         """
         super().check()
-        if self.size is not None and self.size < 1:
-            raise ValueError(f"data.size={self.size} is too small; give a side in pixels, or null.")
+        for key in ("size", "resize"):
+            if getattr(self, key) is not None:
+                require_whole(f"data.{key}", getattr(self, key), 1)
         crop = self._scaled().crop
         if self.resize is not None and self.resize < crop:
             raise ValueError(f"data.resize={self.resize} is smaller than the centre that is cut; give {crop} or more.")
-        if not 0 < self.test_fraction < 1:
-            raise ValueError(f"data.test_fraction={self.test_fraction} must lie between 0 and 1, e.g. 0.5.")
-        if self.num_workers < 0:
-            raise ValueError(f"data.num_workers={self.num_workers} is negative; give 0 or more.")
+        require_number("data.test_fraction", self.test_fraction, above=0, below=1)
+        require_whole("data.num_workers", self.num_workers, 0)
         files = self._indexed()
         training = len(files[0]) if len(files) == 2 else len(files[0]) - self._test_images(files[0])
         self._check_found(len(files[0].classes), training)
@@ -125,7 +125,7 @@ class FolderDataModule(ImageDataModule):
         if not self.root.exists():
             raise ValueError(
                 f"data.root={self.root} does not exist; give a folder of class folders or a .tar of them, "
-                "e.g. data.root=~/cifar10, or use data=digits."
+                "e.g. data.root=$HOME/cifar10, or use data=digits."
             )
         if not self.root.is_dir():
             if not is_tar(self.root):

@@ -1,6 +1,7 @@
 """What all data modules share: the cut into train, reward and test, the loaders, and tensors for the search."""
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from gnnrl_lightning.config import require_whole
 from gnnrl_lightning.data.images import ImageSet, cut
 from gnnrl_lightning.data.preprocessing import Preprocessing
 
@@ -36,6 +38,14 @@ class SplitDataset(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self.images.labels)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Torch cannot send a generator to a process that is spawned, not forked; each worker seeds its own anyway.
+        return self.__dict__ | {"generator": None if self.generator is None else self.generator.initial_seed()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        seed = state["generator"]
+        self.__dict__.update(state, generator=None if seed is None else torch.Generator().manual_seed(seed))
 
     def __getitem__(self, row: int) -> Batch:
         images, labels = self.__getitems__([row])
@@ -115,10 +125,11 @@ class ImageDataModule(LightningDataModule, ABC):
         """
         least = {"num_classes": 2, "batch_size": 2, "eval_batch_size": 1, "epochs": 1}
         for key, value in least.items():
-            if getattr(self, key) < value:
-                raise ValueError(f"data.{key}={getattr(self, key)} is too small; give {value} or more.")
-        if self.reward_images is not None and self.reward_images < 1:
-            raise ValueError(f"data.reward_images={self.reward_images} is too small; give 1 or more.")
+            require_whole(f"data.{key}", getattr(self, key), value)
+        if self.reward_images is not None:
+            require_whole("data.reward_images", self.reward_images, 1)
+        if not isinstance(self.flip, bool):
+            raise ValueError(f"data.flip={self.flip} is neither true nor false; use data.flip=true or data.flip=false.")
 
     def _check_found(self, classes: int, training: int) -> None:
         """Compare the settings with the number of classes and of training images that there are."""
@@ -215,6 +226,17 @@ class ImageDataModule(LightningDataModule, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Let the next `train_dataloader()` go on where the checkpoint was written."""
         self._resumed = state_dict.get("generator")
+
+
+def root_path(root: object) -> Path:
+    """The folder of `data.root`, with ~ written out.
+
+    Raises:
+        ValueError: it is no path, but null or a number.
+    """
+    if not isinstance(root, str | Path):
+        raise ValueError(f"data.root={root} is not a path; give a folder, e.g. data.root=./images.")
+    return Path(root).expanduser()
 
 
 def _as_fetched(batch: Any) -> Any:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gnnrl_lightning.config import require_number, require_whole
+
 
 def recalibrate(model: nn.Module, images: Tensor, batch_size: int) -> None:
     """Re-estimates the statistics of every BatchNorm layer as the plain mean over batches; no weight changes.
@@ -16,11 +18,20 @@ def recalibrate(model: nn.Module, images: Tensor, batch_size: int) -> None:
     Args:
         model: Changed in place; its train/eval flags are restored.
         images: Training images, [N, 3, H, W].
-        batch_size: Images a forward pass.
+        batch_size: Images a forward pass; a last image alone is left out, since it has no variance.
+
+    Raises:
+        ValueError: If no batch has two images; the network is as it was then.
     """
     layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not layers:
         return
+    batches = [batch for batch in images.split(batch_size) if len(batch) > 1]
+    if not batches:
+        raise ValueError(
+            f"{len(images)} images in batches of {batch_size} do not do to recalibrate BatchNorm; "
+            "give at least two images and batches of at least two."
+        )
     modes, momenta = _modes(model), [layer.momentum for layer in layers]
     model.eval()
     for layer in layers:
@@ -28,9 +39,8 @@ def recalibrate(model: nn.Module, images: Tensor, batch_size: int) -> None:
         layer.momentum = None  # torch's way to say: the cumulative mean
         layer.train()
     with torch.inference_mode():
-        for batch in images.split(batch_size):
-            if len(batch) > 1:
-                model(batch)
+        for batch in batches:
+            model(batch)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     _restore(modes)
@@ -49,11 +59,15 @@ class BatchNormRecovery:
     """Re-estimates BatchNorm statistics, see `recalibrate`.
 
     Args:
-        images: How many training images.
-        batch_size: Images a forward pass.
+        images: How many training images, at least 2.
+        batch_size: Images a forward pass, at least 2.
+
+    Raises:
+        ValueError: If a value is out of range.
     """
 
     def __init__(self, images: int, batch_size: int):
+        _check_images(images, batch_size)
         self.images = images
         self.batch_size = batch_size
 
@@ -68,13 +82,19 @@ class FinetuneRecovery:
     The paper gives MobileNets on ImageNet one epoch before each reward.
 
     Args:
-        images: How many training images to draw batches from.
-        batch_size: Images a step.
-        steps: Number of SGD steps.
-        lr: Learning rate, constant.
+        images: How many training images to draw batches from, at least 2.
+        batch_size: Images a step, at least 2.
+        steps: Number of SGD steps, at least 1.
+        lr: Learning rate above 0, constant.
+
+    Raises:
+        ValueError: If a value is out of range.
     """
 
     def __init__(self, images: int, batch_size: int, steps: int, lr: float):
+        _check_images(images, batch_size)
+        require_whole("recovery.steps", steps, 1)
+        require_number("recovery.lr", lr, above=0)
         self.images = images
         self.batch_size = batch_size
         self.steps = steps
@@ -95,6 +115,12 @@ class FinetuneRecovery:
                 F.cross_entropy(model(images[batch]), labels[batch]).backward()
                 optimizer.step()
         _restore(modes)
+
+
+def _check_images(images: int, batch_size: int) -> None:
+    """BatchNorm needs two images: one has no variance."""
+    require_whole("recovery.images", images, 2)
+    require_whole("recovery.batch_size", batch_size, 2)
 
 
 def _modes(model: nn.Module) -> list[tuple[nn.Module, bool]]:

@@ -76,8 +76,9 @@ def create_model(spec: ModelSpec, num_classes: int, image_size: int, weights: st
     `weights` is None (initialised from torch's global generator), "default" (the library's own, downloaded) or a path.
     Raises ValueError when there is no such network, it does not take such images, or the weights cannot be used.
     """
-    check_model(spec, num_classes, weights)
     pretrained = weights == "default"
+    check_model(spec, num_classes, weights if pretrained else None)
+    state = None if weights is None or pretrained else read_weights(weights)
     try:
         model = SOURCES[spec.source].build(spec.name, num_classes, pretrained, spec.kwargs)
     except TypeError as error:
@@ -94,8 +95,8 @@ def create_model(spec: ModelSpec, num_classes: int, image_size: int, weights: st
             f"({_first_line(error)}); give weights=/path/to/checkpoint or weights=null (none)."
         ) from error
     adapt_stem(model, image_size)
-    if weights is not None and not pretrained:
-        fit_weights(model, read_weights(weights), weights)
+    if weights is not None and state is not None:
+        fit_weights(model, state, weights)
     _check_shapes(model, spec, num_classes, image_size)
     return model
 

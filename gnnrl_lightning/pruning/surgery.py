@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +18,9 @@ from gnnrl_lightning.pruning.plan import GroupPlan, PruningPlan
 from gnnrl_lightning.topology import Topology, trace
 
 TOLERANCE = 1e-4
+
+Importance = Callable[[nn.Module, Topology], list[Tensor]]
+"""Scores the channels of each group, one tensor [width] a group; higher is more important."""
 
 
 def prune(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]) -> nn.Module:
@@ -86,7 +89,8 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
         plan: Which channels stay.
 
     Raises:
-        ValueError: If the plan is for another network, or the result would be another function.
+        ValueError: If the plan is for another network, or the result would be another function, or the network's
+            outputs are not finite, so that nothing can be compared.
     """
     topology, kept = _locate(model, plan)
     return verified(model, topology, kept)
@@ -95,12 +99,16 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
 def verified(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]) -> nn.Module:
     """As `prune`, with the check of `apply_plan`."""
     pruned = prune(model, topology, kept)
-    parameter = next(model.parameters())
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(topology.program.example_shape, generator=generator).to(parameter)
-    reference = _evaluate(masked(model, topology, kept), images)
+    images = torch.randn(topology.program.example_shape, generator=torch.Generator().manual_seed(0))
+    # Off the GPU and in single precision: TF32 and half precision differ by more than the tolerance and mean nothing.
+    reference = _evaluate(masked(model, topology, kept).cpu().float(), images)
+    if not reference.isfinite().all():
+        raise ValueError(
+            f"{type(model).__name__} cannot be checked after pruning: the network's own outputs are not finite; "
+            f"load other weights."
+        )
     try:
-        error = relative_error(_evaluate(copy.deepcopy(pruned), images), reference)
+        error = relative_error(_evaluate(copy.deepcopy(pruned).cpu().float(), images), reference)
         wrong = f"relative error {error:.1e}" if not error <= TOLERANCE else ""
     except Exception as failure:  # whatever the user's forward raises once its channels are fewer
         wrong = str(failure).strip().partition("\n")[0] or type(failure).__name__
@@ -113,7 +121,7 @@ def verified(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]
 
 
 def uniform_plan(
-    topology: Topology, model: nn.Module, keep: float = 0.5, importance: Magnitude | None = None
+    topology: Topology, model: nn.Module, keep: float = 0.5, importance: str | Importance = "l1"
 ) -> PruningPlan:
     """A plan that keeps the same fraction of every group.
 
@@ -121,14 +129,21 @@ def uniform_plan(
         topology: The network's groups.
         model: The network, for the importance of its channels.
         keep: Fraction of channels that stays, in (0, 1].
-        importance: Scores of channels; filter magnitude (l1) where None.
+        importance: `l1` or `l2` for the filters' norm, or what scores the channels of each group.
+
+    Raises:
+        ValueError: If an argument is out of range.
     """
     if not 0 < keep <= 1:
         raise ValueError(f"keep={keep} must be in (0, 1].")
+    if isinstance(importance, str):
+        if importance not in ("l1", "l2"):
+            raise ValueError(f"importance={importance} must be l1 or l2, or an object such as Magnitude(1).")
+        importance = Magnitude(int(importance[1]))
     widths = torch.tensor(
         [min(group.widths(), key=lambda width: abs(width - keep * group.width)) for group in topology.groups]
     )
-    return make_plan(topology, most_important((importance or Magnitude(1))(model, topology), widths))
+    return make_plan(topology, most_important(importance(model, topology), widths))
 
 
 def make_plan(topology: Topology, kept: Sequence[Sequence[int]]) -> PruningPlan:

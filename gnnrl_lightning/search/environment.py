@@ -89,7 +89,8 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             The new fractions [B, G], the widths [B, G], and which episodes have reached the budget [B].
         """
         ratios = ratios.to(kept).clamp(0, BELOW_ONE)
-        after = kept * (1 - ratios)
+        # What a group must keep is a floor for its fraction too: else ratios would go on compounding below it.
+        after = torch.maximum(kept * (1 - ratios), self.min_widths / self.full_widths.to(kept))
         widths = self.widths(after)
         done = self.cost(widths) <= self.allowed
         if step + 1 >= self.max_steps:

@@ -186,6 +186,7 @@ class SearchModule(L.LightningModule):
     def _descend(self, loss: Tensor) -> None:
         optimizer = self.optimizers()
         assert isinstance(optimizer, L.pytorch.core.optimizer.LightningOptimizer)
+        assert torch.isfinite(loss), "the agent's loss is not finite"
         optimizer.zero_grad()
         self.manual_backward(loss)
         self.clip_gradients(optimizer.optimizer, gradient_clip_val=self.grad_clip, gradient_clip_algorithm="norm")
@@ -209,9 +210,11 @@ class SearchModule(L.LightningModule):
             ValueError: If it was started with other settings.
         """
         saved = checkpoint["search"]
-        other = [key for key in self.settings if saved["settings"].get(key) != self.settings[key]]
+        now = self.settings | {"ranks": self.trainer.world_size}
+        was_then = saved["settings"] | {"ranks": len(saved["generators"])}
+        other = [key for key in now | was_then if was_then.get(key) != now.get(key)]
         if other:
-            was = ", ".join(f"{key}={saved['settings'].get(key)}" for key in other)
+            was = ", ".join(f"{key}={was_then.get(key)}" for key in other)
             raise ValueError(f"the checkpoint is of a search with {was}; resume with the same settings or start anew.")
         self.history = list(saved["history"])
         self._generator_state = saved["generators"]

@@ -60,6 +60,7 @@ class HierarchicalGraph:
         conv_fixed: Input channels that never change, [K].
         conv_counts: Input channels per channel of each group, [K, G].
         full_widths: Widths of the unpruned network, [G].
+        widths: Widths that `counts` is for where it gets none, [G].
     """
 
     motifs: tuple[Motif, ...]
@@ -74,24 +75,26 @@ class HierarchicalGraph:
     conv_fixed: Tensor
     conv_counts: Tensor
     full_widths: Tensor
+    widths: Tensor
 
     def multiplicities(self, widths: Tensor | None = None) -> Tensor:
-        """How many nodes each level-2 class stands for, [..., V] for widths [..., G]."""
+        """How many nodes each level-2 class stands for, [..., V] for widths [..., G]; unpruned where None."""
         w = self.full_widths if widths is None else widths
         return self.node_fixed + (w.unsqueeze(-2) * self.node_counts).sum(-1)
 
     def conv_channels(self, widths: Tensor | None = None) -> Tensor:
-        """Input channels of each convolution, [..., K] for widths [..., G]."""
+        """Input channels of each convolution, [..., K] for widths [..., G]; unpruned where None."""
         w = self.full_widths if widths is None else widths
         return self.conv_fixed + (w.unsqueeze(-2) * self.conv_counts).sum(-1)
 
     def counts(self, widths: Tensor | None = None) -> dict[str, tuple[int, int]]:
-        """Nodes and edges of the network [G] as three graphs.
+        """Nodes and edges of the network as three graphs, for widths [G]; for the graph's own where None.
 
         `plain` repeats a convolution's motif for every filter, `hierarchical` holds one for every convolution (the
         paper's Table 3: 394,412 / 581,332 and 12,460 / 20,221 for ResNet-110), `quotient` is what the encoder runs on.
         """
-        size, channels = self.multiplicities(widths), self.conv_channels(widths)
+        w = self.widths if widths is None else widths
+        size, channels = self.multiplicities(w), self.conv_channels(w)
         fans = self.edge_kind.new_tensor([EDGE_KINDS.index("motif"), EDGE_KINDS.index("concat")])
         many = torch.isin(self.edge_kind, fans)
         # An edge to or from a class of channel nodes stands for one edge for each of them.
@@ -108,17 +111,28 @@ class HierarchicalGraph:
         }
 
 
-def hierarchical_graph(topology: Topology) -> HierarchicalGraph:
+def hierarchical_graph(topology: Topology, widths: Tensor | None = None) -> HierarchicalGraph:
     """Builds the hierarchical graph of a network.
 
     Pooling, normalisation and linear layers are a node and an edge each, and so is an activation that directly follows
     a convolution. What joins two branches adds an edge from the older state to the younger one. Operations that only
     move data are no hidden states of their own.
+
+    Args:
+        topology: The network.
+        widths: Channels that each group keeps, [G], for `counts`; all where None. No structure depends on them.
+
+    Raises:
+        ValueError: If the widths are not those of a pruned network.
     """
+    full = topology.full_widths()
+    widths = full if widths is None else widths
+    if widths.shape != full.shape or ((widths < 1) | (widths > full)).any():
+        raise ValueError(f"widths={widths.tolist()} must be one number a group, from 1 to {full.tolist()}.")
     builder = _Builder(topology)
     for node in topology.program.graph.nodes:
         builder.add(node)
-    return builder.finish()
+    return builder.finish(widths)
 
 
 class _Builder:
@@ -203,7 +217,7 @@ class _Builder:
         self.features.append([*log.tolist(), share])
         return len(self.kinds) - 1
 
-    def finish(self) -> HierarchicalGraph:
+    def finish(self, widths: Tensor) -> HierarchicalGraph:
         edges = torch.tensor(self.edges, dtype=torch.long).view(-1, 4).T
         order = torch.linspace(0, 1, len(self.kinds)).unsqueeze(1)
         empty = torch.zeros(0, len(self.topology.groups), dtype=torch.long)
@@ -220,4 +234,5 @@ class _Builder:
             conv_fixed=torch.tensor([fixed for _, fixed, _ in self.convs], dtype=torch.long),
             conv_counts=torch.stack([counts for *_, counts in self.convs]) if self.convs else empty,
             full_widths=self.topology.full_widths(),
+            widths=widths,
         )

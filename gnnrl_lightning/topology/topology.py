@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +88,11 @@ class Topology:
         """Multiply-accumulates of each operation for one image, [..., operations] for widths [..., G]."""
         return self._macs(self.full_widths() if widths is None else widths)
 
-    def macs(self, widths: Tensor | None = None) -> Tensor:
+    @overload
+    def macs(self, widths: None = None) -> int: ...
+    @overload
+    def macs(self, widths: Tensor) -> Tensor: ...
+    def macs(self, widths: Tensor | None = None) -> int | Tensor:
         """Multiply-accumulates for one image: convolutions, linear layers and matrix products.
 
         Equal to `torch.utils.flop_counter.FlopCounterMode` / 2 of the network that is really pruned so.
@@ -96,13 +101,21 @@ class Topology:
             widths: Channels kept, [..., G]; the whole network where None.
 
         Returns:
-            Integers, [...].
+            Integers, [...]; one number for the whole network.
         """
+        if widths is None:
+            return int(self.macs(self.full_widths()))
         return self.operation_macs(widths).sum(-1).round().long()
 
-    def parameters(self, widths: Tensor | None = None) -> Tensor:
-        """Number of parameters, [...] for widths [..., G]; shared ones count once."""
-        return self._parameters(self.full_widths() if widths is None else widths).sum(-1).round().long()
+    @overload
+    def parameters(self, widths: None = None) -> int: ...
+    @overload
+    def parameters(self, widths: Tensor) -> Tensor: ...
+    def parameters(self, widths: Tensor | None = None) -> int | Tensor:
+        """Number of parameters; shared ones count once. Arguments and result as those of `macs`."""
+        if widths is None:
+            return int(self.parameters(self.full_widths()))
+        return self._parameters(widths).sum(-1).round().long()
 
     def channels(self, node: str, dimension: int = 1) -> Count:
         """How an operation's channel count follows the widths."""

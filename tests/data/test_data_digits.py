@@ -113,9 +113,18 @@ def test_setup_is_idempotent() -> None:
         ({"reward_images": 1437}, "at most data.reward_images=1435"),
         ({"test_images": 0}, "data.test_images=0"),
         ({"size": 4}, "data.size=4"),
+        ({"test_images": 899}, "data.test_images=899 is out of range"),
+        *(
+            ({key: "abc"}, f"data.{key}=abc must be a whole number of at least")
+            for key in (
+                *("num_classes", "batch_size", "eval_batch_size", "epochs", "reward_images"),
+                *("size", "test_images"),
+            )
+        ),
+        ({"batch_size": 12.5}, "data.batch_size=12.5 must be a whole number"),
     ],
 )
-def test_wrong_settings_are_named(changes: dict[str, int], said: str) -> None:
+def test_wrong_settings_are_named(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         digits(**changes).check()
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from gnnrl_lightning.data import IMAGENET, FolderDataModule
 from gnnrl_lightning.data.files import index_files
+from gnnrl_lightning.data.module import root_path
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 shared_only = pytest.mark.skipif(not SHARED.is_dir(), reason="the real images are not beside the project")
@@ -161,7 +162,8 @@ def test_mixed_small_sizes_are_resized(tmp_path) -> None:
     assert ready(tmp_path, size=24).tensors("test")[0].shape == (8, 3, 24, 24)
 
 
-def test_loader_processes_draw_their_own_streams(tmp_path) -> None:
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_loader_processes_draw_their_own_streams(tmp_path, start: str) -> None:
     make_images(tmp_path, each=12, side=80)
     gradient = np.broadcast_to(np.arange(80, dtype=np.uint8)[:, None, None] * 3, (80, 80, 3))
     for path in tmp_path.rglob("*.png"):
@@ -171,6 +173,7 @@ def test_loader_processes_draw_their_own_streams(tmp_path) -> None:
         data = ready(tmp_path, num_workers=2, seed=seed, size=66, batch_size=2, reward_images=2)
         loader = data.train_dataloader()
         assert loader.num_workers == 2
+        loader.multiprocessing_context = start
         return [torch.stack([images.sum() for images, _ in loader]) for _ in range(2)]
 
     first, again, other = epochs(0), epochs(0), epochs(1)
@@ -249,12 +252,23 @@ def test_a_missing_root_is_named() -> None:
         ({"resize": 200}, "data.resize=200 .* give 224 or more"),
         ({"test_fraction": 1.0}, "data.test_fraction=1.0"),
         ({"num_workers": -1}, "data.num_workers=-1"),
+        ({"size": "abc"}, "data.size=abc must be a whole number"),
+        ({"resize": "abc"}, "data.resize=abc must be a whole number"),
+        ({"test_fraction": "abc"}, "data.test_fraction=abc must be a number above 0 and below 1"),
+        ({"num_workers": "abc"}, "data.num_workers=abc must be a whole number"),
+        ({"flip": "abc"}, "data.flip=abc is neither true nor false"),
         ({"reward_images": 7}, "at most data.reward_images=6"),
     ],
 )
 def test_wrong_settings_are_named(tmp_path, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         folder(make_images(tmp_path / "root"), **changes).check()
+
+
+@pytest.mark.parametrize("root", [None, 5])
+def test_a_root_that_is_no_path_is_named(root: Any) -> None:
+    with pytest.raises(ValueError, match=rf"data\.root={root} is not a path"):
+        root_path(root)
 
 
 def test_roots_without_images_are_named(tmp_path) -> None:

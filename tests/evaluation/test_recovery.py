@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +45,41 @@ def test_a_last_image_alone_is_left_out() -> None:
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3)).eval()
     recalibrate(model, IMAGES[:17], batch_size=8)
     assert model[1].num_batches_tracked == 2
+
+
+@pytest.mark.parametrize(("images", "batch_size"), [(1, 8), (5, 1)])
+def test_statistics_stay_where_they_cannot_be_estimated(network: nn.Module, images: int, batch_size: int) -> None:
+    network.bn1.running_mean.fill_(7.0)
+    before = copy.deepcopy(network.state_dict())
+    with pytest.raises(ValueError, match=f"{images} images in batches of {batch_size} "):
+        recalibrate(network, IMAGES[:images], batch_size)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert network.bn1.momentum is not None and not network.bn1.training
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"images": "abc"}, r"recovery\.images=abc must be a whole number of at least 2\."),
+        ({"images": 1}, r"recovery\.images=1 must be a whole number of at least 2\."),
+        ({"images": 2.5}, r"recovery\.images=2\.5 must"),
+        ({"images": None}, r"recovery\.images=None must"),
+        ({"batch_size": 1}, r"recovery\.batch_size=1 must be a whole number of at least 2\."),
+        ({"batch_size": True}, r"recovery\.batch_size=True must"),
+        ({"steps": 0}, r"recovery\.steps=0 must be a whole number of at least 1\."),
+        ({"lr": 0}, r"recovery\.lr=0 must be a number above 0\."),
+        ({"lr": "abc"}, r"recovery\.lr=abc must be a number above 0\."),
+        ({"lr": float("nan")}, r"recovery\.lr=nan must"),
+        ({"lr": float("inf")}, r"recovery\.lr=inf must"),
+    ],
+)
+def test_wrong_settings_are_named(changes: dict[str, Any], said: str) -> None:
+    settings: dict[str, Any] = {"images": 24, "batch_size": 8, "steps": 6, "lr": 0.05}
+    with pytest.raises(ValueError, match=said):
+        FinetuneRecovery(**{**settings, **changes})
+    if changes.keys() <= {"images", "batch_size"}:
+        with pytest.raises(ValueError, match=said):
+            BatchNormRecovery(**{"images": 24, "batch_size": 8, **changes})
 
 
 @pytest.mark.parametrize("training", [True, False])

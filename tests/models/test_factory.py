@@ -101,6 +101,15 @@ def test_weights_from_a_file_reach_the_adapted_network(tmp_path: Path) -> None:
         create_model(RESNET18, 5, 32, str(path))
 
 
+def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save(resnet_cifar(20, 10).state_dict(), path)
+    loaded, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda file, **options: loaded.append(file) or load(file, **options))
+    create_model(ModelSpec("cifar", "resnet20"), 10, 32, str(path))
+    assert loaded == [path]
+
+
 def test_bad_weights_are_found_before_anything_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(SOURCES["torchvision"]), "build", lambda *_: pytest.fail("was built"))
     with pytest.raises(ValueError, match=r"absent\.pt is not a file"):

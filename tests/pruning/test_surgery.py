@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gnnrl_lightning.models.resnet_cifar import PaddedShortcut, resnet_cifar
 from gnnrl_lightning.pruning import surgery
+from gnnrl_lightning.pruning.importance import Magnitude
 from gnnrl_lightning.pruning.surgery import (
     apply_plan,
     make_plan,
@@ -220,3 +221,28 @@ def test_keep_is_a_fraction(keep: float, resnet8: nn.Module, topology8: Topology
 def test_a_model_of_doubles_is_pruned(resnet8: nn.Module, topology8: Topology) -> None:
     small = apply_plan(resnet8.double(), uniform_plan(topology8, resnet8))
     assert {p.dtype for p in small.parameters()} == {torch.float64}
+
+
+def test_importance_is_a_name_or_an_object() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 2, 1, bias=False), nn.Conv2d(2, 4, 1))
+    weight: Any = model[0].weight
+    weight.data = torch.tensor([[2.0, 2.0, 2.0], [5.0, 0.0, 0.0]])[:, :, None, None]  # l1 6 and 5, l2 3.5 and 5
+    topology = trace(model, torch.zeros(1, 3, 4, 4))
+    kept = {name: uniform_plan(topology, model, importance=name).groups[0].kept for name in ("l1", "l2")}
+    assert kept == {"l1": (0,), "l2": (1,)}
+    assert uniform_plan(topology, model) == uniform_plan(topology, model, importance=Magnitude(1))
+    assert uniform_plan(topology, model, importance=Magnitude(2)).groups[0].kept == (1,)
+    assert uniform_plan(topology, model, importance=lambda *_: [torch.tensor([0.0, 1.0])]).groups[0].kept == (1,)
+    with pytest.raises(ValueError, match="importance=l3 must be l1 or l2"):
+        uniform_plan(topology, model, importance="l3")
+
+
+def test_outputs_that_are_not_finite_are_said_to_be_so(resnet8: Any, topology8: Topology) -> None:
+    resnet8.linear.bias.data[0] = torch.nan
+    with pytest.raises(ValueError, match="the network's own outputs are not finite"):
+        apply_plan(resnet8, uniform_plan(topology8, resnet8))
+
+
+def test_the_check_is_made_in_single_precision(resnet8: nn.Module, topology8: Topology) -> None:
+    small = apply_plan(resnet8.bfloat16(), uniform_plan(topology8, resnet8))
+    assert {p.dtype for p in (*small.parameters(), *resnet8.parameters())} == {torch.bfloat16}

@@ -131,3 +131,18 @@ def test_the_encoder_does_not_depend_on_the_network(resnet20_topology: Topology,
     assert small.keys() == large.keys()
     differ = {name for name in small if small[name].shape != large[name].shape}
     assert differ and all("pool" in name or name == "_full" for name in differ), differ
+
+
+@pytest.mark.parametrize("budget", [0.3, 0.5])
+def test_a_policy_that_removes_nearly_all_stays_finite(resnet20_topology: Topology, budget: float) -> None:
+    """Ratios must not compound below what groups keep at least: a width of 0 has no logarithm."""
+    agent = agent_of("gnnrl", resnet20_topology)
+    agent.policy.offset.data[::2] = 5.0
+    env, generator = bandit(resnet20_topology, budget), torch.Generator().manual_seed(0)
+    kept = torch.ones(64, len(resnet20_topology.groups), dtype=torch.float64)
+    for step in range(env.max_steps):
+        ratios = agent.propose(kept.float(), generator)
+        assert torch.isfinite(ratios).all()
+        kept, widths, _ = env.advance(kept, ratios, step)
+        assert (widths >= env.min_widths).all()
+        assert torch.isfinite(agent.policy(kept.float())[1]).all()

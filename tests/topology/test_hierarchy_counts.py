@@ -1,7 +1,10 @@
 """Sizes of the hierarchical graph: Table 3 of GNN-RL and the same formulas for the other CIFAR ResNets."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
 from gnnrl_lightning.topology import trace
@@ -30,6 +33,9 @@ def test_pruning_shrinks_the_counts_and_not_the_quotient() -> None:
     topology = trace(resnet_cifar(20, 10), torch.zeros(1, 3, 32, 32))
     graph = hierarchical_graph(topology)
     full, pruned = graph.counts(), graph.counts(graph.full_widths // 2)
+    smaller = hierarchical_graph(topology, topology.full_widths() // 2)
+    assert smaller.counts() == pruned and smaller.counts(topology.full_widths()) == full
+    assert smaller.full_widths.equal(graph.full_widths) and smaller.multiplicities().equal(graph.multiplicities())
     assert pruned["quotient"] == full["quotient"]
     assert pruned["hierarchical"] < full["hierarchical"]
     assert pruned["plain"][0] < 0.3 * full["plain"][0]
@@ -37,3 +43,10 @@ def test_pruning_shrinks_the_counts_and_not_the_quotient() -> None:
     assert graph.conv_channels(graph.full_widths // 2).tolist() == [
         c if c == 3 else c // 2 for c in graph.conv_channels().tolist()
     ]
+
+
+@pytest.mark.parametrize("change", [lambda w: w[1:], lambda w: w + 1, lambda w: w * 0])
+def test_widths_of_another_network_are_refused(change: Callable[[Tensor], Tensor]) -> None:
+    topology = trace(resnet_cifar(20, 10), torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ValueError, match=r"widths=\[.*must be one number a group"):
+        hierarchical_graph(topology, change(topology.full_widths()))

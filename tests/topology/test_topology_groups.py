@@ -202,3 +202,10 @@ def test_slots_number_the_channels_group_by_group() -> None:
     assert topology.group_of_slot.bincount().tolist() == topology.full_widths().tolist()
     seen = torch.cat([slots for slots in topology.slots.values()])
     assert set(seen.tolist()) - {-1} == set(range(len(topology.group_of_slot)))
+
+
+def test_the_cost_of_the_whole_network_is_a_number() -> None:
+    topology = trace(resnet_cifar(8, 10), torch.zeros(1, 3, 32, 32))
+    for cost in (topology.macs, topology.parameters):
+        assert type(cost()) is int
+        assert cost(topology.full_widths()[None]).tolist() == [cost()]

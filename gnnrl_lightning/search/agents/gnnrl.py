@@ -26,7 +26,7 @@ class GNNRLAgent(nn.Module):
         episodes_per_iteration: Episodes between two updates, on each rank.
         ppo_epochs: Passes over the episodes of an update (paper: 20).
         clip_epsilon: How far the probability ratio may leave 1 (authors' code: 0.2).
-        gamma: Discount. 1, because rewards are negative: discounted, a longer episode would look better.
+        gamma: Discount. 1: an episode's return should not depend on how many steps it took.
         gae_lambda: 1 is Monte-Carlo, as in the paper.
         critic_coeff: Weight of the critic's loss.
         lr: Adam's learning rate of encoder and heads (authors' code: 3e-4).

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from gnnrl_lightning.search.agents.protocol import Descend, Episodes
-from gnnrl_lightning.search.environment import BELOW_ONE
 from gnnrl_lightning.topology.hierarchy import HierarchicalGraph
 
 
@@ -23,7 +22,7 @@ class UniformAgent(nn.Module):
 
     def propose(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """The largest equal ratios, which the environment scales to the budget."""
-        return torch.full_like(observations, BELOW_ONE)
+        return torch.full_like(observations, 1 - 1e-6)
 
     def learn(self, episodes: Episodes, progress: float, descend: Descend) -> dict[str, float]:
         """There is nothing to learn."""

@@ -1,0 +1,84 @@
+import logging
+from collections.abc import Callable
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
+
+from gnnrl_lightning import launch as module
+from gnnrl_lightning.launch import job, launch
+
+
+@pytest.fixture
+def mode(monkeypatch: pytest.MonkeyPatch) -> Callable[[RunMode], None]:
+    def become(mode: RunMode) -> None:
+        monkeypatch.setattr(module.HydraConfig, "get", lambda: OmegaConf.create({"mode": mode}))
+
+    monkeypatch.setattr("sys.argv", ["search.py"])
+    monkeypatch.setenv("RUN_STAMP", "now")
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    become(RunMode.RUN)
+    return become
+
+
+def failing(error: Exception) -> Callable[[DictConfig], float]:
+    def story(config: DictConfig) -> float:
+        raise error
+
+    return story
+
+
+def parse(override: str) -> None:
+    OverridesParser.create().parse_overrides([override])
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("budget=0 is\nnot possible."), "error: budget=0 is not possible."),
+        (MisconfigurationException("No gpu!"), "error: Lightning refuses to run so (No gpu!); give another trainer="),
+    ],
+)
+def test_the_users_mistake_is_one_line_and_its_traceback_in_the_log(
+    mode: Callable[[RunMode], None],
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    said: str,
+) -> None:
+    with caplog.at_level(logging.DEBUG, "gnnrl_lightning"), pytest.raises(SystemExit) as end:
+        job(failing(error), OmegaConf.create())
+    assert end.value.code == 1
+    shown = capsys.readouterr().err.splitlines()
+    assert len(shown) == 1 and shown[0].startswith(said)
+    (record,) = caplog.records
+    assert record.levelno == logging.DEBUG and record.exc_info is not None
+    assert "in story" in caplog.text and "Traceback" in caplog.text
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), MisconfigurationException("no")])
+def test_a_job_of_a_sweep_raises(mode: Callable[[RunMode], None], error: Exception) -> None:
+    mode(RunMode.MULTIRUN)
+    with pytest.raises(ValueError, match="no"):
+        job(failing(error), OmegaConf.create())
+
+
+def test_our_own_mistakes_keep_their_traceback(mode: Callable[[RunMode], None]) -> None:
+    with pytest.raises(KeyError):
+        launch(lambda: job(failing(KeyError("ours")), OmegaConf.create()))
+
+
+@pytest.mark.parametrize(
+    ("override", "hinted"), [("data.root=~/images", True), ("weights=~me/a.pt", True), ("weights=a=b", False)]
+)
+def test_a_path_with_a_tilde_is_explained(
+    mode: Callable[[RunMode], None], capsys: pytest.CaptureFixture[str], override: str, hinted: bool
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        launch(lambda: parse(override))
+    assert end.value.code == 2
+    shown = capsys.readouterr().err.splitlines()
+    assert len(shown) == 1 and shown[0].startswith("error: ")
+    assert shown[0].endswith("(a path with ~ must be written out, e.g. $HOME/…)") == hinted
