@@ -34,7 +34,7 @@ class SupervisedModule(L.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores [B, num_classes] of images [B, 3, H, W]."""
-        return self.model(images)
+        return self.model(images.to(memory_format=torch.channels_last))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""

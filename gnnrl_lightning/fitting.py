@@ -103,6 +103,7 @@ def fit(
         max_steps=settings.max_steps,
         log_every_n_steps=10,
     )
+    model.to(memory_format=torch.channels_last)  # half the time of a step on a CPU, less on a GPU
     model.train()  # Lightning keeps the mode it finds, and a network fresh from its evaluation is in eval
     trainer.fit(module, datamodule=data)
     if f"{stage}/reward_top1" not in trainer.callback_metrics:  # stopped by max_steps within the first epoch
