@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
@@ -36,6 +37,7 @@ def launch(main: Callable[[], Any]) -> None:
     os.environ.setdefault("RUN_STAMP", datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3])
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
+    sys.argv[1:] = [_deletion(argument) for argument in sys.argv[1:]]
     try:
         main()
     except ValueError as error:
@@ -61,6 +63,13 @@ def job(story: Callable[[DictConfig], float], config: DictConfig) -> float:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
         _give_up(error, 1)
+
+
+def _deletion(argument: str) -> str:
+    """Hydra refuses logger=null: no option at all of a group is ~logger there."""
+    name, _, value = argument.partition("=")
+    group = Path(sys.argv[0]).resolve().parent / "conf" / name
+    return f"~{name}" if value == "null" and name and group.is_dir() else argument
 
 
 def _give_up(error: Exception, code: int) -> NoReturn:

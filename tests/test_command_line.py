@@ -77,7 +77,7 @@ def more(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
         ["search.py", *quick, "budget=0.4", "logger=none", f"hydra.run.dir={folder}/both"],
         ["train.py", f"plan={folder}/both/plan.json", "fit.max_steps=1", "trainer=cpu", f"hydra.run.dir={folder}/plan"],
         [
-            *("train.py", "model=resnet20", "data=digits", "fit.max_steps=1", "trainer=cpu", "logger=none"),
+            *("train.py", "model=resnet20", "data=digits", "fit.max_steps=1", "trainer=cpu", "logger=null"),
             f"hydra.run.dir={folder}/base",
         ],
     ]
@@ -154,6 +154,7 @@ BAD = {
     "exclude": ("exclude=[nonsense]", "nonsense"),
     "agent": ("agent.episodes_per_iteration=1", "agent.episodes_per_iteration=1"),
     "unknown": ("budgte=0.5", "budgte"),
+    "null": ("data=null", "data is missing"),
 }
 
 

@@ -112,6 +112,12 @@ def test_what_is_missing_is_named() -> None:
         typed(composed("search", "model=resnet20"), SearchConfig)
 
 
+@pytest.mark.parametrize("group", ["agent", "data", "trainer"])
+def test_a_group_that_is_missing_is_named(group: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{group} is missing; add {group}="):
+        typed(composed("search", "model=resnet20", "budget=0.5", f"~{group}"), SearchConfig)
+
+
 def test_the_schema_is_what_a_run_gets() -> None:
     config = search_config("data=cifar10", "finetune.lr=0.2", "exclude=[conv1,fc]")
     assert isinstance(config, SearchConfig) and type(config.budget) is float

@@ -1,7 +1,9 @@
 import logging
+import sys
 from collections.abc import Callable
 
 import pytest
+from commands import ROOT
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -68,6 +70,13 @@ def test_a_job_of_a_sweep_raises(mode: Callable[[RunMode], None], error: Excepti
 def test_our_own_mistakes_keep_their_traceback(mode: Callable[[RunMode], None]) -> None:
     with pytest.raises(KeyError):
         launch(lambda: job(failing(KeyError("ours")), OmegaConf.create()))
+
+
+def test_null_of_a_group_deletes_it(mode: Callable[[RunMode], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["logger=null", "callbacks=none", "weights=null", "logger.csv.name=null", "=null", "plan=a=null"]
+    monkeypatch.setattr("sys.argv", [str(ROOT / "search.py"), *arguments])
+    launch(lambda: None)
+    assert sys.argv[1:] == ["~logger", *arguments[1:]]
 
 
 @pytest.mark.parametrize(

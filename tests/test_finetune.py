@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from gnnrl_lightning.finetune import SupervisedModule
+from gnnrl_lightning.fitting import FitProgress
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
 
 
@@ -72,3 +73,18 @@ def test_accuracy_is_over_all_images(loader: DataLoader, tmp_path: Path) -> None
     with torch.no_grad():
         top1 = (module(images).argmax(1) == labels).float().mean()
     torch.testing.assert_close(trainer.callback_metrics["finetune/reward_top1"], top1)
+
+
+def test_the_bar_shows_metrics_and_no_version(loader: DataLoader, tmp_path: Path) -> None:
+    bar = FitProgress()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=L.pytorch.loggers.CSVLogger(tmp_path, version=7),
+        callbacks=[bar],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        max_steps=1,
+    )
+    module = SupervisedModule(resnet_cifar(8, 3), 3, "finetune", lr=0.05, momentum=0.9, weight_decay=0.0)
+    trainer.fit(module, loader)
+    assert set(bar.get_metrics(trainer, module)) == {"finetune/train_loss"}

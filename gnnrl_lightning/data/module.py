@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from gnnrl_lightning.config import require_whole
 from gnnrl_lightning.data.images import ImageSet, cut
-from gnnrl_lightning.data.preprocessing import Preprocessing
+from gnnrl_lightning.data.preprocessing import HeldImages, Preprocessing
 
 Batch = tuple[Tensor, Tensor]
 _DECODED_AT_ONCE = 256
@@ -196,8 +196,8 @@ class ImageDataModule(LightningDataModule, ABC):
             **options,
         )
 
-    def tensors(self, split: str, images: int | None = None) -> tuple[Tensor, Tensor]:
-        """Hold a split in memory, without augmentation: float32 [N, 3, S, S] and labels int64 [N].
+    def tensors(self, split: str, images: int | None = None) -> tuple[HeldImages, Tensor]:
+        """Hold a split in memory, without augmentation: images [N, 3, S, S] and labels int64 [N].
 
         `images` takes the first so many of the split's fixed order, in which any prefix is nearly class-balanced.
 
@@ -213,11 +213,11 @@ class ImageDataModule(LightningDataModule, ABC):
                 f"{count} images of the {split} split of {self.name} are asked for, which has {available}; "
                 f"ask for 1 to {available}{more}."
             )
-        tensor = torch.empty(count, 3, held.side, held.side)
+        pixels = torch.empty(count, 3, held.side, held.side, dtype=torch.uint8)
         for start in range(0, count, _DECODED_AT_ONCE):
             rows = range(start, min(start + _DECODED_AT_ONCE, count))
-            tensor[rows.start : rows.stop] = self.preprocessing.normalise(held.evaluation(rows))
-        return tensor, held.labels[:count].clone()
+            pixels[rows.start : rows.stop] = held.evaluation(rows)
+        return HeldImages(pixels, self.preprocessing), held.labels[:count].clone()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the random sequence of training stands, so that a resumed run goes on with it."""

@@ -27,10 +27,34 @@ class Preprocessing:
         object.__setattr__(self, "std", tuple(self.std))
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Turn uint8 pixels [B, 3, S, S] into the float32 input of the network."""
-        mean = torch.tensor(self.mean).mul(255).view(-1, 1, 1)
-        std = torch.tensor(self.std).mul(255).view(-1, 1, 1)
+        """Turn uint8 pixels [B, 3, S, S] into the float32 input of the network, on their device."""
+        mean = torch.tensor(self.mean).mul(255).view(-1, 1, 1).to(pixels.device)
+        std = torch.tensor(self.std).mul(255).view(-1, 1, 1).to(pixels.device)
         return pixels.float().sub_(mean).div_(std)
+
+
+class HeldImages:
+    """Images held in memory as pixels, a quarter of what the network's input takes; what is taken out is normalised.
+
+    Args:
+        pixels: uint8 [N, 3, S, S].
+        preprocessing: what the network expects of them.
+    """
+
+    def __init__(self, pixels: Tensor, preprocessing: Preprocessing) -> None:
+        self.pixels = pixels
+        self.preprocessing = preprocessing
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, rows: int | slice | Tensor) -> Tensor:
+        """The network's input of some of the images, float32 [..., 3, S, S], where the pixels are held."""
+        return self.preprocessing.normalise(self.pixels[rows])
+
+    def to(self, device: torch.device, memory_format: torch.memory_format = torch.preserve_format) -> "HeldImages":
+        """The same images on another device, from where the input inherits its memory format."""
+        return HeldImages(self.pixels.to(device, memory_format=memory_format), self.preprocessing)
 
 
 IMAGENET = Preprocessing(

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnnrl_lightning.config import require_number, require_whole
+from gnnrl_lightning.data.preprocessing import HeldImages
 
 
-def recalibrate(model: nn.Module, images: Tensor, batch_size: int) -> None:
+def recalibrate(model: nn.Module, images: HeldImages, batch_size: int) -> None:
     """Re-estimates the statistics of every BatchNorm layer as the plain mean over batches; no weight changes.
 
     After pruning the activations have other means and variances than those stored, and most of the accuracy that seems
@@ -26,8 +27,8 @@ def recalibrate(model: nn.Module, images: Tensor, batch_size: int) -> None:
     layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not layers:
         return
-    batches = [batch for batch in images.split(batch_size) if len(batch) > 1]
-    if not batches:
+    starts = range(0, len(images) - 1, batch_size)  # none at the last image: alone it has no variance
+    if not starts or batch_size < 2:
         raise ValueError(
             f"{len(images)} images in batches of {batch_size} do not do to recalibrate BatchNorm; "
             "give at least two images and batches of at least two."
@@ -39,8 +40,8 @@ def recalibrate(model: nn.Module, images: Tensor, batch_size: int) -> None:
         layer.momentum = None  # torch's way to say: the cumulative mean
         layer.train()
     with torch.inference_mode():
-        for batch in batches:
-            model(batch)
+        for start in starts:
+            model(images[start : start + batch_size])
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     _restore(modes)
@@ -51,7 +52,7 @@ class NoRecovery:
 
     images = 0
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    def __call__(self, model: nn.Module, images: HeldImages, labels: Tensor) -> None:
         """Does nothing."""
 
 
@@ -71,7 +72,7 @@ class BatchNormRecovery:
         self.images = images
         self.batch_size = batch_size
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    def __call__(self, model: nn.Module, images: HeldImages, labels: Tensor) -> None:
         """Recalibrates the network in place."""
         recalibrate(model, images, self.batch_size)
 
@@ -100,7 +101,7 @@ class FinetuneRecovery:
         self.steps = steps
         self.lr = lr
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    def __call__(self, model: nn.Module, images: HeldImages, labels: Tensor) -> None:
         """Trains the network in place; the same network and images give the same result."""
         recalibrate(model, images, self.batch_size)
         modes = _modes(model)

@@ -35,8 +35,8 @@ def test_the_splits_are_the_whole_set_and_share_no_image() -> None:
     held = {split: data.tensors(split) for split in ("train", "reward", "test")}
     assert {split: len(labels) for split, (_, labels) in held.items()} == {"train": 1137, "reward": 300, "test": 360}
     distinct = len(rows(torch.from_numpy(load_digits().images)))
-    assert len(set().union(*(rows(images) for images, _ in held.values()))) == distinct
-    assert sum(len(rows(images)) for images, _ in held.values()) == distinct
+    assert len(set().union(*(rows(images.pixels) for images, _ in held.values()))) == distinct
+    assert sum(len(rows(images.pixels)) for images, _ in held.values()) == distinct
     assert (data.num_classes, data.image_size, data.name, data.epochs) == (10, 32, "digits", 12)
 
 
@@ -51,8 +51,8 @@ def test_the_splits_and_their_prefixes_are_stratified() -> None:
 def test_the_split_does_not_depend_on_the_seed() -> None:
     first, second = ready(seed=0), ready(seed=1)
     for split in ("train", "reward", "test"):
-        for one, other in zip(first.tensors(split), second.tensors(split), strict=True):
-            assert torch.equal(one, other)
+        (images, labels), (others, same) = first.tensors(split), second.tensors(split)
+        assert torch.equal(images.pixels, others.pixels) and torch.equal(labels, same)
 
 
 def epoch(data: DigitsDataModule) -> torch.Tensor:
@@ -76,12 +76,24 @@ def test_batches_are_normalised_and_labelled() -> None:
     data = ready()
     images, labels = next(iter(data.val_dataloader()))
     assert images.shape == (300, 3, 32, 32) and images.dtype == torch.float32 and labels.dtype == torch.int64
-    assert torch.equal(images, data.tensors("reward")[0]) and torch.equal(labels, data.tensors("reward")[1])
+    assert torch.equal(labels, data.tensors("reward")[1])
     mean, std = torch.tensor(IMAGENET.mean).view(3, 1, 1), torch.tensor(IMAGENET.std).view(3, 1, 1)
     pixels = images * std + mean
     assert pixels.min() > -1e-6 and pixels.max() < 1 + 1e-6
     assert torch.allclose(pixels[:, 0], pixels[:, 2], atol=1e-5)
     assert next(iter(data.train_dataloader()))[0].shape == (128, 3, 32, 32)
+
+
+def test_held_images_are_the_loaders_at_a_quarter_of_the_memory() -> None:
+    data = ready(eval_batch_size=300)
+    (loaded, _), (held, _) = next(iter(data.val_dataloader())), data.tensors("reward")
+    assert len(held) == 300 and 4 * held.pixels.nbytes == loaded.nbytes
+    assert torch.equal(held[:], loaded)
+    assert torch.equal(held[7:20], loaded[7:20])
+    order = torch.tensor([5, 299, 0])
+    assert torch.equal(held[order], loaded[order])
+    moved = held.to(torch.device("cpu"), memory_format=torch.channels_last)
+    assert torch.equal(moved[:], loaded) and moved[:].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_digits_are_never_mirrored() -> None:

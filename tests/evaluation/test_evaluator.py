@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gnnrl_lightning.data import IMAGENET, HeldImages
 from gnnrl_lightning.evaluation.evaluator import Evaluator, correct
 from gnnrl_lightning.evaluation.measure import latencies, test_top1
 from gnnrl_lightning.evaluation.recovery import BatchNormRecovery, NoRecovery
@@ -26,9 +27,10 @@ def topology(network: nn.Module) -> Topology:
     return trace(network, torch.zeros(1, 3, 16, 16))
 
 
-def images_of(count: int, seed: int) -> tuple[Tensor, Tensor]:
+def images_of(count: int, seed: int) -> tuple[HeldImages, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, 3, 16, 16, generator=generator), torch.randint(4, (count,), generator=generator)
+    pixels = torch.randint(256, (count, 3, 16, 16), generator=generator).byte()
+    return HeldImages(pixels, IMAGENET), torch.randint(4, (count,), generator=generator)
 
 
 REWARD, TRAIN = images_of(60, 0), images_of(32, 1)
@@ -47,14 +49,14 @@ def half(topology: Topology) -> Tensor:
 def test_reward_of_the_whole_network_is_its_accuracy(network: nn.Module, topology: Topology) -> None:
     images, labels = REWARD
     with torch.no_grad():
-        top1 = 100 * (network(images).argmax(1) == labels).float().mean()
+        top1 = 100 * (network(images[:]).argmax(1) == labels).float().mean()
     reward = evaluator_of(network, topology)(topology.full_widths())
     assert reward == pytest.approx(float(top1) - 100, abs=1e-4)
 
 
 def test_reward_is_taken_on_the_first_images(network: nn.Module, topology: Topology) -> None:
     evaluator = evaluator_of(network, topology, reward_images=20)
-    hits = correct(evaluator.network(half(topology)), REWARD[0][:20], REWARD[1][:20], 7)
+    hits = correct(evaluator.network(half(topology)), REWARD[0], REWARD[1][:20], 7)
     assert evaluator(half(topology)) == 100 * hits / 20 - 100
     hits = correct(evaluator.network(half(topology)), *REWARD, 60)
     assert evaluator.whole_split(half(topology)) == 100 * hits / 60 - 100
@@ -82,17 +84,17 @@ class Watching:
     def __init__(self) -> None:
         self.seen: list[Tensor] = []
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> None:
-        self.seen.append(images)
+    def __call__(self, model: nn.Module, images: HeldImages, labels: Tensor) -> None:
+        self.seen.append(images.pixels)
 
 
 def test_recovery_sees_training_images_and_no_others(network: nn.Module, topology: Topology) -> None:
     recovery = Watching()
-    evaluator = evaluator_of(network, topology, recovery)
-    evaluator(half(topology))
-    evaluator.winner([half(topology)])
+    evaluator = evaluator_of(network, topology, recovery, reward_images=20)
+    reward = evaluator(half(topology))
+    evaluator.winner([half(topology)], reward)
     assert len(recovery.seen) == 2
-    assert all(torch.equal(images, TRAIN[0]) for images in recovery.seen)
+    assert all(torch.equal(pixels, TRAIN[0].pixels) for pixels in recovery.seen)
 
 
 def test_the_winner_is_the_best_on_the_whole_split(
@@ -104,14 +106,25 @@ def test_the_winner_is_the_best_on_the_whole_split(
     for best in range(3):
         rewards = {tuple(w.tolist()): -10.0 - (index != best) for index, w in enumerate(finalists)}
         monkeypatch.setattr(evaluator, "whole_split", lambda widths, rewards=rewards: rewards[tuple(widths.tolist())])
-        widths, reward = evaluator.winner(finalists)
+        widths, reward = evaluator.winner(finalists, -9.0)
         assert torch.equal(widths, finalists[best]) and reward == -10.0
     monkeypatch.undo()
-    assert evaluator.winner(finalists)[1] == max(whole)
+    assert evaluator.winner(finalists, -9.0)[1] == max(whole)
+
+
+def test_rewards_on_the_whole_split_are_not_taken_again(network: nn.Module, topology: Topology) -> None:
+    recovery = Watching()
+    evaluator = evaluator_of(network, topology, recovery, reward_images=60)
+    finalists = [half(topology), topology.full_widths()]
+    reward = evaluator(finalists[0])
+    assert reward == evaluator.whole_split(finalists[0])
+    seen = len(recovery.seen)
+    widths, again = evaluator.winner(finalists, reward)
+    assert torch.equal(widths, finalists[0]) and again == reward and len(recovery.seen) == seen
 
 
 def test_top1_of_a_loader(network: nn.Module) -> None:
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*REWARD), batch_size=16)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(REWARD[0][:], REWARD[1]), batch_size=16)
     assert test_top1(network, loader, CPU, "it") == pytest.approx(100 * correct(network, *REWARD, 60) / 60)
 
 

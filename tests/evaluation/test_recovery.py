@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gnnrl_lightning.data import IMAGENET, HeldImages
 from gnnrl_lightning.evaluation.recovery import BatchNormRecovery, FinetuneRecovery, NoRecovery, recalibrate
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
 
-IMAGES = torch.randn(24, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+PIXELS = torch.randint(256, (24, 3, 16, 16), generator=torch.Generator().manual_seed(0)).byte()
+IMAGES = HeldImages(PIXELS, IMAGENET)
 LABELS = torch.arange(24) % 4
 
 
@@ -17,6 +19,10 @@ LABELS = torch.arange(24) % 4
 def network() -> nn.Module:
     torch.manual_seed(0)
     return resnet_cifar(8, 4).eval()
+
+
+def first(count: int) -> HeldImages:
+    return HeldImages(PIXELS[:count], IMAGENET)
 
 
 def weights(model: nn.Module) -> list[Tensor]:
@@ -32,7 +38,7 @@ def test_statistics_are_the_mean_over_batches() -> None:
     model[1].running_mean.fill_(7.0)
     recalibrate(model, IMAGES, batch_size=8)
     with torch.no_grad():
-        batches = [model[0](batch).transpose(0, 1).flatten(1) for batch in IMAGES.split(8)]
+        batches = [model[0](batch).transpose(0, 1).flatten(1) for batch in IMAGES[:].split(8)]
     mean = torch.stack([batch.mean(1) for batch in batches]).mean(0)
     variance = torch.stack([batch.var(1, unbiased=True) for batch in batches]).mean(0)
     torch.testing.assert_close(model[1].running_mean, mean)
@@ -43,7 +49,7 @@ def test_statistics_are_the_mean_over_batches() -> None:
 def test_a_last_image_alone_is_left_out() -> None:
     """One image of one pixel has no variance, and a batch norm in training mode would refuse it."""
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3)).eval()
-    recalibrate(model, IMAGES[:17], batch_size=8)
+    recalibrate(model, first(17), batch_size=8)
     assert model[1].num_batches_tracked == 2
 
 
@@ -52,7 +58,7 @@ def test_statistics_stay_where_they_cannot_be_estimated(network: nn.Module, imag
     network.bn1.running_mean.fill_(7.0)
     before = copy.deepcopy(network.state_dict())
     with pytest.raises(ValueError, match=f"{images} images in batches of {batch_size} "):
-        recalibrate(network, IMAGES[:images], batch_size)
+        recalibrate(network, first(images), batch_size)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert network.bn1.momentum is not None and not network.bn1.training
 
@@ -130,10 +136,10 @@ def test_finetuning_lowers_the_loss_and_repeats(network: nn.Module) -> None:
     assert not equal(weights(network), before)
     assert not network.training
     with torch.no_grad():
-        assert F.cross_entropy(network(IMAGES), LABELS) < F.cross_entropy(recalibrated(IMAGES), LABELS)
+        assert F.cross_entropy(network(IMAGES[:]), LABELS) < F.cross_entropy(recalibrated(IMAGES[:]), LABELS)
 
 
 def test_finetuning_on_fewer_images_than_a_batch(network: nn.Module) -> None:
     before = weights(network)
-    FinetuneRecovery(images=5, batch_size=8, steps=3, lr=0.01)(network, IMAGES[:5], LABELS[:5])
+    FinetuneRecovery(images=5, batch_size=8, steps=3, lr=0.01)(network, first(5), LABELS[:5])
     assert not equal(weights(network), before)
