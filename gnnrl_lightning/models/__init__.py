@@ -1,1 +1,1 @@
-"""Networks: our CIFAR ResNets, torchvision's and timm's, with weights from anywhere."""
+"""Networks: torchvision's, timm's, the user's and the few that neither library has, with weights from anywhere."""

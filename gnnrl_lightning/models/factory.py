@@ -1,6 +1,5 @@
 """The one door to networks: `model=…` of the configuration in, a network that fits the data out."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,7 +10,7 @@ from torch import nn
 
 from gnnrl_lightning.data.preprocessing import IMAGENET, Preprocessing
 from gnnrl_lightning.models.sources import SOURCES
-from gnnrl_lightning.models.stem import adapt_stem
+from gnnrl_lightning.models.stem import adapt_head, adapt_stem
 from gnnrl_lightning.models.weights import check_weights, fit_weights, read_weights
 
 
@@ -20,40 +19,57 @@ class ModelSpec:
     """Which network: enough to build it again anywhere, so it is stored with every plan."""
 
     source: str
-    """Where the network comes from: cifar, torchvision or timm."""
+    """Where the network comes from: cifar, own, torchvision, timm, or module (the user's)."""
     name: str
-    """The network's name there, e.g. resnet56, mobilenet_v2, ghostnet_100."""
+    """The network's name there, e.g. resnet56, mobilenet_v2, ghostnet_100; of module the target, my_net.build."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the network's constructor, JSON values only, e.g. {width_mult: 0.5}."""
 
     @classmethod
     def from_config(cls, node: DictConfig | Mapping[str, Any]) -> "ModelSpec":
-        """The spec of the configuration's `model` node, or of what `to_dict` gave."""
+        """The spec of the configuration's `model` node, or of what `to_dict` wrote into a file.
+
+        A file from elsewhere must never run code, and to build a network of the user's own is to run the code that is
+        named: so these come from the configuration alone, and from a file they raise ValueError.
+        """
         if isinstance(node, DictConfig):
-            if OmegaConf.is_missing(node, "name"):
+            key = "target" if "target" in node.keys() else "name"  # noqa: SIM118 - `in` is false for ???
+            if OmegaConf.is_missing(node, key):
+                example = "my_net.build" if key == "target" else "resnet50"
                 raise ValueError(
-                    f"model.name is missing; say which network of {node.source}, e.g. model={node.source} "
-                    f"model.name=resnet50."
+                    f"model.{key} is missing; say which network of {node.source}, e.g. model={node.source} "
+                    f"model.{key}={example}."
                 )
-            node = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
-        return cls(**node)  # type: ignore[arg-type]
+            values: Any = OmegaConf.to_container(node, resolve=True)
+            # null there, because Hydra refuses new keys in a mapping: model.kwargs={width_mult: 0.5} would be an error.
+            return cls(values["source"], values[key], values.get("kwargs") or {})
+        spec = cls(**node)  # type: ignore[arg-type]
+        if spec.source == "module":
+            raise ValueError(
+                f"the plan is for a network of your own (model.target={spec.name!r}), and code that a file names is "
+                "never run: pass the network, gl.load_pruned(folder, model=…), or where you trust that code type its "
+                "name again, model=module model.target=…."
+            )
+        return spec
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form, read back by `from_config`."""
         return asdict(self)
 
+    @property
+    def setting(self) -> str:
+        """What names the network on the command line, for messages: model.name=resnet56."""
+        return f"model.{'target' if self.source == 'module' else 'name'}={self.name}"
+
 
 def check_model(spec: ModelSpec, num_classes: int, weights: str | None) -> None:
-    """Raise ValueError when there is no such network or its weights cannot be used; downloads and builds nothing."""
+    """Raise ValueError when there is no such network or its weights cannot be used; downloads and builds nothing.
+
+    A network of the user's own is imported for this.
+    """
     if spec.source not in SOURCES:
         raise ValueError(f"model.source={spec.source} is not known; use model.source={'|'.join(SOURCES)}.")
-    names = SOURCES[spec.source].names()
-    if spec.name not in names:
-        near = difflib.get_close_matches(spec.name, names, n=4) or names[:4]
-        raise ValueError(
-            f"model.name={spec.name} is not one of the {len(names)} networks of {spec.source}; "
-            f"use e.g. {', '.join(f'model.name={name}' for name in near)}."
-        )
+    SOURCES[spec.source].check(spec.name)
     if weights != "default":
         check_weights(weights)
         return
@@ -94,11 +110,14 @@ def create_model(spec: ModelSpec, num_classes: int, image_size: int, weights: st
             f"weights=default of {spec.source}'s {spec.name} could not be downloaded or does not fit "
             f"({_first_line(error)}); give weights=/path/to/checkpoint or weights=null (none)."
         ) from error
-    adapt_stem(model, image_size)
-    if weights is not None and state is not None:
-        fit_weights(model, state, weights)
+    as_is = SOURCES[spec.source].as_is
+    if not as_is:
+        adapt_stem(model, image_size)
     _check_shapes(model, spec, num_classes, image_size)
-    return model
+    folds = {} if as_is else adapt_head(model, image_size)
+    if weights is not None and state is not None:
+        fit_weights(model, state, weights, folds)
+    return model.train()
 
 
 def preprocessing_of(spec: ModelSpec, weights: str | None) -> Preprocessing:
@@ -112,20 +131,18 @@ def preprocessing_of(spec: ModelSpec, weights: str | None) -> Preprocessing:
 
 def _check_shapes(model: nn.Module, spec: ModelSpec, num_classes: int, image_size: int) -> None:
     """Run one blank image: a network for another image size says so now rather than in the middle of a run."""
-    training = model.training
     try:
         with torch.no_grad():
             scores = model.eval()(torch.zeros(1, 3, image_size, image_size))
-    except (RuntimeError, AssertionError, ValueError) as error:
+    except Exception as error:  # whatever a forward raises, the user's own among them
         raise ValueError(
-            f"model.name={spec.name} does not take {image_size}x{image_size} images ({_first_line(error)}); "
+            f"{spec.setting} does not take {image_size}x{image_size} images ({_first_line(error)}); "
             "use another model= or data of another size, or set the size in model.kwargs if it has one."
         ) from error
-    model.train(training)
     shape = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
     if shape != [1, num_classes]:
         raise ValueError(
-            f"model.name={spec.name} gives {shape} for one image and not one score for each of {num_classes} classes; "
+            f"{spec.setting} gives {shape} for one image and not one score for each of {num_classes} classes; "
             "use a classification network or mend model.kwargs."
         )
 

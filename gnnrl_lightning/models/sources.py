@@ -1,6 +1,8 @@
-"""Where networks come from: our CIFAR ResNets, torchvision, timm. Their differences end here."""
+"""Where networks come from: this package, torchvision, timm, the user. Their differences end here."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Callable, Mapping
+from functools import partial
 from math import floor
 from typing import Any, NamedTuple, Protocol
 
@@ -8,7 +10,9 @@ import torchvision
 from torch import nn
 
 from gnnrl_lightning.data.preprocessing import Preprocessing
+from gnnrl_lightning.models.module import Modules
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
+from gnnrl_lightning.models.shufflenet_v1 import shufflenet_v1
 
 
 class Pretrained(NamedTuple):
@@ -21,8 +25,11 @@ class Pretrained(NamedTuple):
 class Source(Protocol):
     """A collection of networks by name."""
 
-    def names(self) -> list[str]:
-        """All names that `build` takes."""
+    as_is: bool
+    """Whether its networks are the user's, and so not for us to adapt to small images."""
+
+    def check(self, name: str) -> None:
+        """Raise ValueError when `build` cannot know the name; builds and downloads nothing."""
 
     def build(self, name: str, num_classes: int, pretrained: bool, kwargs: Mapping[str, Any]) -> nn.Module:
         """The network [N, 3, H, W] -> [N, num_classes], in training mode; `pretrained` downloads its weights."""
@@ -31,19 +38,32 @@ class Source(Protocol):
         """Metadata of the library's own weights of this network, None when there are none."""
 
 
-class CifarResNets:
-    """The CIFAR ResNets of this package, which come without weights."""
+class Own:
+    """Networks of this package, which come without weights.
 
-    depths = (20, 32, 44, 56, 110)
+    Args:
+        source: Name of the collection, for messages.
+        builders: What builds each network, called with the number of classes and kwargs.
+    """
+
+    as_is = False
+
+    def __init__(self, source: str, builders: Mapping[str, Callable[..., nn.Module]]) -> None:
+        self.source = source
+        self.builders = builders
 
     def names(self) -> list[str]:
-        """resnet20 to resnet110."""
-        return [f"resnet{depth}" for depth in self.depths]
+        """All names that `build` takes."""
+        return list(self.builders)
+
+    def check(self, name: str) -> None:
+        """See Source."""
+        _check_name(name, self.names(), self.source)
 
     def build(self, name: str, num_classes: int, pretrained: bool, kwargs: Mapping[str, Any]) -> nn.Module:
         """See Source."""
         assert not pretrained
-        return resnet_cifar(int(name.removeprefix("resnet")), num_classes, **kwargs)
+        return self.builders[name](num_classes=num_classes, **kwargs)
 
     def pretrained(self, name: str) -> None:
         """See Source."""
@@ -53,9 +73,15 @@ class CifarResNets:
 class Torchvision:
     """The classification networks of torchvision."""
 
+    as_is = False
+
     def names(self) -> list[str]:
-        """See Source."""
+        """All names that `build` takes."""
         return torchvision.models.list_models(module=torchvision.models)
+
+    def check(self, name: str) -> None:
+        """See Source."""
+        _check_name(name, self.names(), "torchvision")
 
     def build(self, name: str, num_classes: int, pretrained: bool, kwargs: Mapping[str, Any]) -> nn.Module:
         """See Source."""
@@ -79,17 +105,24 @@ class Torchvision:
 class Timm:
     """The networks of timm, which is imported when the first of them is asked for: that takes seconds."""
 
+    as_is = False
+
     def names(self) -> list[str]:
         """Architectures (`resnet18`) and architectures with the tag of their weights (`resnet18.a1_in1k`)."""
         import timm
 
         return sorted({*timm.list_models(), *timm.list_models(pretrained=True)})
 
+    def check(self, name: str) -> None:
+        """See Source."""
+        _check_name(name, self.names(), "timm")
+
     def build(self, name: str, num_classes: int, pretrained: bool, kwargs: Mapping[str, Any]) -> nn.Module:
         """See Source."""
         import timm
 
-        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **kwargs)
+        # Refuses kwargs with a checkpoint_path, which older timm reads as a pickle: plans must not name files to run.
+        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, checkpoint_path=None, **kwargs)
 
     def pretrained(self, name: str) -> Pretrained | None:
         """See Source."""
@@ -111,4 +144,19 @@ class Timm:
         return Pretrained(cfg.num_classes, preprocessing)
 
 
-SOURCES: dict[str, Source] = {"cifar": CifarResNets(), "torchvision": Torchvision(), "timm": Timm()}
+def _check_name(name: str, names: list[str], source: str) -> None:
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=4) or names[:4]
+        raise ValueError(
+            f"model.name={name} is not one of the {len(names)} networks of {source}; "
+            f"use e.g. {', '.join(f'model.name={each}' for each in near)}."
+        )
+
+
+SOURCES: dict[str, Source] = {
+    "cifar": Own("cifar", {f"resnet{depth}": partial(resnet_cifar, depth) for depth in (20, 32, 44, 56, 110)}),
+    "own": Own("own", {"shufflenet_v1": shufflenet_v1}),
+    "torchvision": Torchvision(),
+    "timm": Timm(),
+    "module": Modules(),
+}

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -59,10 +59,25 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def fit_weights(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Load tensors by name into model, strictly; `path` is only named in the ValueError when they do not fit."""
+def fit_weights(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    path: str | Path,
+    folds: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+) -> None:
+    """Load tensors by name into model, strictly.
+
+    Args:
+        model: Filled in place.
+        state: Tensors by name.
+        path: Where they come from, named in the ValueError when they do not fit.
+        folds: What `adapt_head` gave for the model, so that weights of the unadapted network fit as well.
+    """
     own = model.state_dict()
     state = _without_prefix(dict(state), list(own))
+    for name, fold in (folds or {}).items():
+        if name in state:
+            state[name] = fold(state[name])
     # Checkpoints from before PyTorch 0.4.1 lack BatchNorm's counters of batches: the model keeps its own.
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in own]

@@ -1,12 +1,13 @@
 import pytest
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import get_model
 
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
-from gnnrl_lightning.models.stem import adapt_stem
+from gnnrl_lightning.models.stem import adapt_head, adapt_stem
+from gnnrl_lightning.models.weights import fit_weights
 
 
 def resolution(model: nn.Module, layer: str, image_size: int) -> int:
@@ -68,3 +69,53 @@ def test_mobilenet_macs_at_224() -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(torch.zeros(1, 3, 224, 224))
     assert counter.get_total_flops() // 2 == 300_774_272  # 300.8 M
+
+
+class Pooled(nn.Module):
+    """As VGG and AlexNet end: pooled to a fixed size, flattened, classified."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 4, 3, stride=16, padding=1)
+        self.pool = nn.AdaptiveAvgPool2d(side)
+        self.classifier = nn.Sequential(nn.Dropout(), nn.Linear(4 * side**2, 9), nn.ReLU(), nn.Linear(9, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.pool(self.features(x)).flatten(1))
+
+
+@pytest.mark.parametrize(("image_size", "side"), [(16, 7), (32, 7), (32, 6), (48, 7), (64, 5)])
+def test_classifier_reads_small_maps_as_they_are(image_size: int, side: int) -> None:
+    model = Pooled(side).eval()
+    x = torch.randn(2, 3, image_size, image_size)
+    with torch.no_grad():
+        before = model(x)
+        folds = adapt_head(model, image_size)
+        assert torch.allclose(model(x), before, atol=1e-6)
+    assert list(folds) == ["classifier.1.weight"]
+    linear = model.classifier[1]
+    assert linear.in_features == linear.weight.shape[1] == 4 * (image_size // 16) ** 2
+    assert model.pool.output_size == (image_size // 16,) * 2
+
+
+def test_weights_of_either_shape_fit_the_adapted_classifier() -> None:
+    source, model = Pooled(7).eval(), Pooled(7).eval()
+    folds = adapt_head(model, 32)
+    x = torch.randn(2, 3, 32, 32)
+    full = {f"module.{name}": value for name, value in source.state_dict().items()}
+    fit_weights(model, full, "full.pt", folds)
+    with torch.no_grad():
+        assert torch.allclose(model(x), source(x), atol=1e-6)
+    again = Pooled(7).eval()
+    fit_weights(again, model.state_dict(), "folded.pt", adapt_head(again, 32))
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    with pytest.raises(ValueError, match=r"classifier.1.weight is 9x196x1 in the file and 9x16 in the model"):
+        fit_weights(model, full | {"module.classifier.1.weight": torch.zeros(9, 196, 1)}, "odd.pt", folds)
+
+
+@pytest.mark.parametrize(("image_size", "side"), [(64, 4), (64, 2), (64, 1), (65, 7)])
+def test_classifiers_that_read_no_copies_are_left_alone(image_size: int, side: int) -> None:
+    model = Pooled(side)
+    before = repr(model)
+    assert not adapt_head(model, image_size)
+    assert repr(model) == before and model.training
