@@ -6,8 +6,9 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
+from gnnrl_lightning.data.preprocessing import HeldImages
 from gnnrl_lightning.pruning.importance import Magnitude, most_important
-from gnnrl_lightning.pruning.surgery import prune
+from gnnrl_lightning.pruning.surgery import Removal
 from gnnrl_lightning.topology import Topology
 
 
@@ -17,17 +18,18 @@ class Recovery(Protocol):
     images: int
     """How many training images it needs."""
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    def __call__(self, model: nn.Module, images: HeldImages, labels: Tensor) -> None:
         """Recovers the network in place."""
 
 
 @torch.inference_mode()
-def correct(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> int:
-    """Number of images whose highest score is their label; images [N, 3, H, W], labels [N]."""
+def correct(model: nn.Module, images: HeldImages, labels: Tensor, batch_size: int) -> int:
+    """Number of images whose highest score is their label, among the first that the labels, [N], are for."""
     model.eval()
     hits = 0
-    for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-        hits += int((model(x).argmax(1) == y).sum())
+    for start in range(0, len(labels), batch_size):
+        batch = labels[start : start + batch_size]
+        hits += int((model(images[start : start + len(batch)]).argmax(1) == batch).sum())
     return hits
 
 
@@ -37,6 +39,7 @@ class Evaluator:
     Args:
         model: The trained network; moved to `device` as channels-last, otherwise unchanged.
         topology: Its channel groups.
+        remove: How channels are removed, see `provable`.
         importance: Which channels of a group go first.
         recovery: What the pruned network may do before it is measured.
         reward: Images and labels of the reward split; the search uses the first `reward_images`.
@@ -50,16 +53,18 @@ class Evaluator:
         self,
         model: nn.Module,
         topology: Topology,
+        remove: Removal,
         importance: Magnitude,
         recovery: Recovery,
-        reward: tuple[Tensor, Tensor],
-        train: tuple[Tensor, Tensor],
+        reward: tuple[HeldImages, Tensor],
+        train: tuple[HeldImages, Tensor],
         reward_images: int,
         batch_size: int,
         device: torch.device,
     ):
         self.device = device
         self.topology = topology
+        self.remove = remove
         self.recovery = recovery
         self.batch_size = batch_size
         self.reward_images = reward_images
@@ -74,29 +79,38 @@ class Evaluator:
 
     def network(self, widths: Tensor) -> nn.Module:
         """The pruned and recovered network of widths [G], in eval mode."""
-        network = prune(self.model, self.topology, self.kept(widths))
+        network = self.remove(self.model, self.topology, self.kept(widths))
         self.recovery(network, *self._train)
         return network.eval()
 
     def __call__(self, widths: Tensor) -> float:
         """Reward of widths [G]: minus the top-1 error in % on the first `reward_images` images."""
-        images, labels = (part[: self.reward_images] for part in self._reward)
-        return 100.0 * correct(self.network(widths), images, labels, self.batch_size) / len(labels) - 100.0
+        return self._reward_on(self.reward_images, widths)
 
-    def winner(self, finalists: list[Tensor]) -> tuple[Tensor, float]:
+    def winner(self, finalists: list[Tensor], first: float) -> tuple[Tensor, float]:
         """The best of a few networks on the whole reward split, and its reward there.
 
-        The best of many rewards on few images is partly luck; a second look at more images takes most of it away.
+        The best of many rewards on few images is partly luck; a second look at more images takes most of it away. Where
+        the rewards were taken on all images there are no more, and the first finalist has won.
+
+        Args:
+            finalists: Widths [G] of each, the highest reward first.
+            first: Reward of the first.
         """
+        if self.reward_images == len(self._reward[1]):
+            return finalists[0], first
         rewards = [self.whole_split(widths) for widths in track(finalists, "finalists", transient=True)]
         best = max(range(len(finalists)), key=rewards.__getitem__)
         return finalists[best], rewards[best]
 
     def whole_split(self, widths: Tensor) -> float:
         """Reward of widths [G] on the whole reward split: for the few finalists."""
-        images, labels = self._reward
-        return 100.0 * correct(self.network(widths), images, labels, self.batch_size) / len(labels) - 100.0
+        return self._reward_on(len(self._reward[1]), widths)
 
-    def _place(self, data: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _reward_on(self, count: int, widths: Tensor) -> float:
+        images, labels = self._reward
+        return 100.0 * correct(self.network(widths), images, labels[:count], self.batch_size) / count - 100.0
+
+    def _place(self, data: tuple[HeldImages, Tensor]) -> tuple[HeldImages, Tensor]:
         images, labels = data
         return images.to(self.device, memory_format=torch.channels_last), labels.to(self.device)

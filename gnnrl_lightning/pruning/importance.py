@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from gnnrl_lightning.pruning.program import folded_tensors
 from gnnrl_lightning.topology import Topology
 
 
@@ -40,14 +41,18 @@ class Magnitude:
         """Mean over the weights that read (or write) a channel of its relative norm, and if there are any, [slots]."""
         total = torch.zeros(len(topology.group_of_slot))
         layers = torch.zeros_like(total)
-        parameters = dict(model.named_parameters())
+        parameters = {**dict(model.named_parameters()), **folded_tensors(model, topology)}
         for (name, dimension), slots in topology.slots.items():
             if name not in parameters or parameters[name].dim() < 2:
                 continue
             if (topology.labels.readers.get(name) == dimension) != reading:
                 continue
             weight = parameters[name].detach().float().cpu()
-            norms = weight.movedim(dimension, 0).flatten(1).norm(p=self.p, dim=1)
+            if slots.dim() == 2:  # a grouped convolution: each block of its rows reads channels of its own
+                blocks = weight.unflatten(0, (len(slots), -1)).transpose(1, 2).flatten(0, 1)
+                norms, slots = blocks.flatten(1).norm(p=self.p, dim=1), slots.flatten()
+            else:
+                norms = weight.movedim(dimension, 0).flatten(1).norm(p=self.p, dim=1)
             norms = norms / norms.mean().clamp(min=torch.finfo(norms.dtype).tiny)
             owned = slots >= 0
             total.index_add_(0, slots[owned], norms[owned])

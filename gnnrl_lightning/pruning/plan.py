@@ -36,6 +36,7 @@ class PruningPlan:
         model: How to build the unpruned network again, as `models.factory` reads it; None for a module of the user's.
         data: The images that it was searched on, for fine-tuning: their configuration and the preprocessing that the
             weights expect; None where there is none.
+        rewritten: Whether the network is a rewritten graph; see `rewrite`.
         about: Anything worth knowing later (budget, cost, seed); never read by the program.
     """
 
@@ -44,6 +45,7 @@ class PruningPlan:
     exclude: tuple[str, ...] = ()
     model: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
+    rewritten: bool = False
     about: dict[str, Any] = field(default_factory=dict)
 
     @property

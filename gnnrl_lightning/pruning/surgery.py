@@ -1,9 +1,12 @@
 """Surgery: the network without the channels that a plan drops. One index selection per parameter dimension."""
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -12,12 +15,18 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from gnnrl_lightning.files import write_bytes
-from gnnrl_lightning.models.factory import ModelSpec, create_model
 from gnnrl_lightning.pruning.importance import Magnitude, most_important
 from gnnrl_lightning.pruning.plan import GroupPlan, PruningPlan
+from gnnrl_lightning.pruning.program import cut, masked_output, tensors_of
+from gnnrl_lightning.pruning.rewrite import REWRITTEN, rewrite
 from gnnrl_lightning.topology import Topology, trace
 
 TOLERANCE = 1e-4
+
+log = logging.getLogger(__name__)
+
+Removal = Callable[[nn.Module, Topology, Sequence[Sequence[int]]], nn.Module]
+"""Gives the network without the channels that are not kept: `prune` or `rewrite`."""
 
 Importance = Callable[[nn.Module, Topology], list[Tensor]]
 """Scores the channels of each group, one tensor [width] a group; higher is more important."""
@@ -34,18 +43,13 @@ def prune(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]) -
     mask = topology.keep_mask(kept)
     small: dict[int, object] = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        value = tensor.detach()
-        for dimension in range(value.dim()):
-            slots = topology.slots.get((name, dimension))
-            if slots is not None:
-                stays = (slots < 0) | mask[slots]
-                if not stays.all():
-                    value = value.index_select(dimension, stays.nonzero().flatten().to(value.device))
+        value = cut(tensor.detach(), name, topology, mask)
         if value.data_ptr() == tensor.data_ptr():
             value = value.clone()
         small[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
     # deepcopy takes what the memo holds: every other attribute is copied, each tensor arrives already pruned.
     pruned = copy.deepcopy(model, small)
+    getattr(pruned, "meta", {}).pop(REWRITTEN, None)  # what is pruned now is not rewritten, even if it was before
     modules = dict(pruned.named_modules())
     for size, slots in topology.sizes:
         count = int(((slots < 0) | mask[slots]).sum())
@@ -59,21 +63,6 @@ def prune(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]) -
     return pruned
 
 
-def masked(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]) -> nn.Module:
-    """Returns a full-size copy in which no layer reads the removed channels: what the pruned network must compute."""
-    mask = topology.keep_mask(kept)
-    twin = copy.deepcopy(model)
-    parameters = dict(twin.named_parameters())
-    with torch.no_grad():
-        for name, dimension in topology.labels.readers.items():
-            slots = topology.slots[name, dimension]
-            stays = (slots < 0) | mask[slots]
-            shape = [1] * parameters[name].dim()
-            shape[dimension] = -1
-            parameters[name].mul_(stays.view(shape).to(parameters[name]))
-    return twin
-
-
 def relative_error(result: Tensor, reference: Tensor) -> float:
     """Largest difference as a fraction of the reference's largest value; infinite where the shapes differ."""
     if result.shape != reference.shape:
@@ -83,6 +72,8 @@ def relative_error(result: Tensor, reference: Tensor) -> float:
 
 def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
     """Returns the smaller network of a plan, after a check that it computes what the masked original computes.
+
+    It is of the model's own class where that is right with fewer channels, else the rewritten graph (`fx.GraphModule`).
 
     Args:
         model: The network that the plan was made for; unchanged.
@@ -97,27 +88,73 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
 
 
 def verified(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]) -> nn.Module:
-    """As `prune`, with the check of `apply_plan`."""
-    pruned = prune(model, topology, kept)
-    images = torch.randn(topology.program.example_shape, generator=torch.Generator().manual_seed(0))
+    """As `apply_plan`, for channels that are already located."""
+    small, reasons = _attempt(model, topology, kept)
+    if small is None:
+        raise ValueError(
+            f"{type(model).__name__} computes something else after pruning, by surgery ({reasons[0]}) and as a "
+            f"rewritten graph ({reasons[1]}); keep the layers at fault whole with exclude=[…]."
+        )
+    return small
+
+
+def provable(model: nn.Module, topology: Topology) -> tuple[Topology, Removal]:
+    """Finds out how a network's channels are removed, and locks the groups for which no way is right.
+
+    Half of each group is removed and the result checked as in `apply_plan`.
+
+    Returns:
+        The topology, without those groups, and `prune` where surgery is enough, else `rewrite`.
+
+    Raises:
+        ValueError: If no group is left.
+    """
+
+    def half(groups: Sequence[int]) -> list[range]:
+        widths = [group.width for group in topology.groups]
+        return [range(-(-width // 2) if i in groups else width) for i, width in enumerate(widths)]
+
+    def at_fault(groups: Sequence[int]) -> list[int]:
+        if _attempt(model, topology, half(groups))[0] is not None:
+            return []
+        middle = len(groups) // 2
+        return [*at_fault(groups[:middle]), *at_fault(groups[middle:])] if middle else list(groups)
+
+    everything = range(len(topology.groups))
+    small, reasons = _attempt(model, topology, half(everything))
+    if small is None:
+        wrong = at_fault(everything)
+        for group in wrong:
+            log.warning("%s stays whole: %s", topology.groups[group].name, reasons[1])
+        topology = topology.without(wrong, f"neither surgery nor a rewritten graph is right ({reasons[1]})")
+        small = verified(model, topology, half(range(len(topology.groups))))
+    return topology, rewrite if REWRITTEN in getattr(small, "meta", {}) else prune
+
+
+def _attempt(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]) -> tuple[nn.Module | None, list[str]]:
+    """The network by the first way that is right, and why the ways before it were not."""
+    shape = (topology.program.batch, *topology.program.example_shape[1:])
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     # Off the GPU and in single precision: TF32 and half precision differ by more than the tolerance and mean nothing.
-    reference = _evaluate(masked(model, topology, kept).cpu().float(), images)
+    tensors = {name: value.detach().cpu() for name, value in tensors_of(model).items()}
+    tensors = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+    reference = _join(masked_output(tensors, topology, topology.keep_mask(kept), images))
     if not reference.isfinite().all():
         raise ValueError(
             f"{type(model).__name__} cannot be checked after pruning: the network's own outputs are not finite; "
             f"load other weights."
         )
-    try:
-        error = relative_error(_evaluate(copy.deepcopy(pruned).cpu().float(), images), reference)
-        wrong = f"relative error {error:.1e}" if not error <= TOLERANCE else ""
-    except Exception as failure:  # whatever the user's forward raises once its channels are fewer
-        wrong = str(failure).strip().partition("\n")[0] or type(failure).__name__
-    if wrong:
-        raise ValueError(
-            f"{type(model).__name__} computes something else after pruning ({wrong}): its forward uses a number of "
-            f"channels that the trace does not show; keep those layers whole with exclude=[…]."
-        )
-    return pruned
+    reasons: list[str] = []
+    for way in (prune, rewrite):
+        try:
+            small = way(model, topology, kept)
+            error = relative_error(_evaluate(copy.deepcopy(small).cpu().float(), images), reference)
+            if error <= TOLERANCE:
+                return small, reasons
+            reasons.append(f"relative error {error:.1e}")
+        except Exception as failure:  # whatever the user's forward raises once its channels are fewer
+            reasons.append(str(failure).strip().partition("\n")[0] or type(failure).__name__)
+    return None, reasons
 
 
 def uniform_plan(
@@ -161,7 +198,7 @@ def save_pruned(folder: Path, small: nn.Module, plan: PruningPlan) -> None:
     # Cloned, because safetensors refuses tensors that share memory, as tied weights do.
     state = {name: value.detach().cpu().contiguous().clone() for name, value in small.state_dict().items()}
     write_bytes(folder / "pruned.safetensors", save(state))
-    plan.save(folder / "plan.json")
+    replace(plan, rewritten=REWRITTEN in getattr(small, "meta", {})).save(folder / "plan.json")
 
 
 def load_pruned(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
@@ -181,7 +218,7 @@ def load_pruned(folder: Path | str, model: nn.Module | None = None) -> nn.Module
         raise ValueError(f"{path} does not exist; the run did not reach its end.")
     if model is None:
         model = _build(plan, folder / "plan.json")
-    small = prune(model, *_locate(model, plan))
+    small = (rewrite if plan.rewritten else prune)(model, *_locate(model, plan))
     try:
         small.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError, OSError) as error:
@@ -192,6 +229,9 @@ def load_pruned(folder: Path | str, model: nn.Module | None = None) -> nn.Module
 
 def _build(plan: PruningPlan, path: Path) -> nn.Module:
     """The unpruned network of a plan, with any weights."""
+    # Imported here: it takes all of Lightning and torchvision, which the rest of the package does without.
+    from gnnrl_lightning.models.factory import ModelSpec, create_model
+
     if plan.model is None:
         raise ValueError(f"{path} does not say how to build its network; pass it as model=….")
     try:
@@ -220,6 +260,10 @@ def _locate(model: nn.Module, plan: PruningPlan) -> tuple[Topology, list[Sequenc
 
 @torch.no_grad()
 def _evaluate(model: nn.Module, images: Tensor) -> Tensor:
-    """The output of a network that is not needed afterwards; several outputs are joined."""
-    leaves = [leaf for leaf in pytree.tree_leaves(model.eval()(images)) if isinstance(leaf, Tensor)]
-    return torch.cat([leaf.flatten().float() for leaf in leaves])
+    """The output of a network that is not needed afterwards."""
+    return _join(model.eval()(images.clone()))
+
+
+def _join(outputs: Any) -> Tensor:
+    """All outputs in one vector."""
+    return torch.cat([leaf.flatten().float() for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)])

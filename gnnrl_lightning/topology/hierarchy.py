@@ -49,7 +49,7 @@ class HierarchicalGraph:
     Attributes:
         motifs: The distinct motifs.
         node_kind: Index into `NODE_KINDS`, [V].
-        node_fixed: Channels of a node's class that never change, [V]; 1 for all but channel nodes.
+        node_fixed: Channels of a node's class that never change, [V]; 1 for all but channel nodes and linear layers.
         node_counts: Channels per channel of each group, [V, G]; multiplicity = node_fixed + node_counts·w.
         node_features: Static numbers of each node in about [0, 1], [V, F]: log2 of channels, log2 of positions, share
             of the network's MACs, place in the order of execution.
@@ -163,7 +163,7 @@ class _Builder:
         elif name in _NORMS:
             current = self._step("norm", node, current)
         elif name == "linear":
-            current = self._step("linear", node, current)
+            current = self._linear(node, current)
         elif name in POOL and not name.startswith("adaptive"):
             current = self._step("pool", node, current)
         elif name in ACTIVATION and self.kinds[current] == NODE_KINDS.index("concat"):
@@ -197,6 +197,13 @@ class _Builder:
         self._edge(outputs, concat, "concat")
         return concat
 
+    def _linear(self, node: fx.Node, source: int) -> int:
+        """One node; a class of nodes where its channels can be pruned, so that the agent sees how many are left."""
+        fixed, counts = self.topology.channels(node.name, len(Program.shape(node)) - 1)
+        target = self._node("linear", node, fixed, counts) if counts.any() else self._node("linear", node)
+        self._edge(source, target, "linear")
+        return target
+
     def _step(self, kind: str, node: fx.Node, source: int) -> int:
         target = self._node(kind, node)
         self._edge(source, target, kind)
@@ -206,7 +213,7 @@ class _Builder:
         self.edges.append((source, target, EDGE_KINDS.index(kind), conv))
 
     def _node(self, kind: str, node: fx.Node, fixed: int = 1, counts: Tensor | None = None) -> int:
-        shape = node.meta["val"].shape
+        shape = Program.shape(node)
         channels = shape[1] if len(shape) > 1 else 1
         positions = max(1, shape[2:].numel())
         self.kinds.append(NODE_KINDS.index(kind))

@@ -6,7 +6,7 @@ the same torch operation; operations that combine elements merge them. In the en
 has a label vector, and labels that were merged can only be removed together. `rules.py` runs the program.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,8 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from gnnrl_lightning.topology.trace import Program
+from gnnrl_lightning.topology.blocks import balanced_sets
+from gnnrl_lightning.topology.trace import Program, shape_of
 
 LOCKED = 0
 """The label of every channel whose number must not change."""
@@ -70,23 +71,47 @@ class Labels:
     """The result of propagation, and the state of it while it runs.
 
     Attributes:
-        dimensions: (parameter or buffer, dimension) to its label vector, one label a position.
+        shapes: Shape of every parameter and buffer, and of every tensor that is folded.
+        folded: Name of each tensor that the network computes from parameters alone, to the operation that gives it.
+        dimensions: (parameter, buffer or folded tensor, dimension) to its label vector, one label a position.
         readers: Weight to the dimension along which it reads its inputs; depth-wise weights read none.
+        reads: The operations that sum over the channels of their first argument.
+        restricted: Operations that normalise or reduce over channels, to the dimension of these in their first
+            argument: in the pruned network they see those that are left.
         sizes: Module attributes that follow the labels.
         products: What the network computes, for the closed-form cost.
+        blocks: Labels of the blocks of grouped convolutions, [blocks, positions] each; see `blocks.py`.
         locks: Why labels were locked: (reason, labels).
-        outputs: Labels of each operation's result, by the node's name, in the result's shape.
+        outputs: Labels of each operation's result, by the node's name, in the result's shape; of each, if several.
+        constants: Operations whose result depends on no input and no parameter.
+        batched: Operations on sizes or constants whose result depends on the number of images.
     """
 
     program: Program
+    shapes: dict[str, torch.Size]
+    folded: dict[str, fx.Node] = field(default_factory=dict)
     dimensions: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     readers: dict[str, int] = field(default_factory=dict)
+    reads: set[str] = field(default_factory=set)
+    restricted: dict[str, int] = field(default_factory=dict)
     sizes: list[Size] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
+    blocks: list[Tensor] = field(default_factory=list)
     locks: list[tuple[str, Tensor]] = field(default_factory=list)
-    outputs: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Any] = field(default_factory=dict)
+    constants: set[str] = field(default_factory=set)
+    batched: set[str] = field(default_factory=set)
     _next: int = LOCKED + 1
     _pairs: list[Tensor] = field(default_factory=list)
+
+    def fold(self, node: fx.Node) -> Parameter:
+        """Takes what is computed from parameters alone, e.g. a standardised weight, for a parameter of its own.
+
+        It is one in the rewritten network. Surgery leaves its sources whole.
+        """
+        self.shapes[node.name] = Program.shape(node)
+        self.folded[node.name] = node
+        return Parameter(node.name, torch.arange(self.shapes[node.name].numel()).view(self.shapes[node.name]))
 
     def fresh(self, count: int) -> Tensor:
         """Issues labels for new channels, [count]."""
@@ -116,7 +141,7 @@ class Labels:
 
     def fix(self, parameter: Parameter, reason: str) -> None:
         """Says that a parameter is used in a way that has no rule: none of its dimensions may shrink."""
-        for dimension, size in enumerate(self.program.shapes[parameter.name]):
+        for dimension, size in enumerate(self.shapes[parameter.name]):
             known = self.dimensions.get((parameter.name, dimension))
             if known is None:  # labels of its own, so that the reason is on record
                 known = self.dimensions[parameter.name, dimension] = self.fresh(size)
@@ -128,7 +153,7 @@ class Labels:
         A dimension whose every position meets one label belongs to it; if the labels follow no dimension of the
         parameter, parameter and channels are fixed.
         """
-        shape = self.program.shapes[parameter.name]
+        shape = self.shapes[parameter.name]
         if shape.numel() == 1:
             return
         index, labels = torch.broadcast_tensors(parameter.index, labels)
@@ -160,12 +185,29 @@ class Labels:
             locked: (reason, number of channels).
         """
         pairs = torch.cat(self._pairs, 1).numpy() if self._pairs else np.empty((2, 0), dtype=np.int64)
-        ones = np.ones(pairs.shape[1], dtype=bool)
-        adjacency = coo_array((ones, (pairs[0], pairs[1])), shape=(self._next, self._next))
-        roots = connected_components(adjacency, directed=False)[1]
+        roots = _components(pairs, self._next)
         locked = [(reason, np.unique(roots[labels.numpy()])) for reason, labels in self.locks]
-        stays = np.isin(roots, np.concatenate([roots[[LOCKED]], *(found for _, found in locked)]))
-        return np.where(stays, roots[LOCKED], roots), [(reason, len(found)) for reason, found in locked]
+        roots = _merge(roots, [[int(roots[LOCKED]), *(int(c) for _, found in locked for c in found)]])
+        while self.blocks:
+            sets, rest = balanced_sets([roots[blocks.numpy()] for blocks in self.blocks], int(roots[LOCKED]))
+            if not sets and not rest:
+                break
+            if rest:
+                locked.append(("the blocks of grouped convolutions cross", np.array(rest)))
+            roots = _merge(roots, [*sets, [int(roots[LOCKED]), *rest]])
+        return roots, [(reason, len(found)) for reason, found in locked]
+
+
+def _components(pairs: np.ndarray, count: int) -> np.ndarray:
+    """The class of each of `count` nodes, where pairs [2, N] belong together."""
+    ones = np.ones(pairs.shape[1], dtype=bool)
+    return connected_components(coo_array((ones, (pairs[0], pairs[1])), shape=(count, count)), directed=False)[1]
+
+
+def _merge(classes: np.ndarray, sets: Iterable[Sequence[int]]) -> np.ndarray:
+    """Classes after those of each set have become one."""
+    pairs = np.array([(one[0], other) for one in sets for other in one[1:]], dtype=np.int64).reshape(-1, 2)
+    return _components(pairs.T, int(classes.max()) + 1)[classes]
 
 
 def compact(labels: Tensor) -> Tensor:
@@ -180,6 +222,11 @@ def varies(labels: Tensor, dimension: int) -> bool:
     """Whether channels differ along this dimension."""
     labels = compact(labels)
     return labels.shape[dimension] > 1 and bool((labels != labels.narrow(dimension, 0, 1)).any())
+
+
+def images(state: Labels, shape: torch.Size) -> int:
+    """Positions of an activation for one image."""
+    return shape.numel() // state.program.batch
 
 
 def spread(vector: Tensor, shape: torch.Size, dimension: int) -> Tensor:
@@ -198,7 +245,7 @@ def along(state: Labels, labels: Tensor, dimension: int) -> Tensor:
 
 def locked(node: fx.Node) -> Any:
     """Locked labels of whatever the operation gives: one tensor or several."""
-    return pytree.tree_map(lambda v: torch.full((1,) * v.dim(), LOCKED).expand(v.shape), node.meta["val"])
+    return pytree.tree_map(lambda v: torch.full((1,) * v.dim(), LOCKED).expand(shape_of(v)), node.meta["val"])
 
 
 def unknown(state: Labels, node: fx.Node, operands: Iterable[Any]) -> Any:

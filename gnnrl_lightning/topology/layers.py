@@ -12,6 +12,7 @@ from gnnrl_lightning.topology.labels import (
     Parameter,
     Product,
     along,
+    images,
     spread,
     unknown,
     varies,
@@ -22,35 +23,15 @@ LOCKED_ROW = torch.tensor([LOCKED])
 """The single input column of a depth-wise weight."""
 
 
-def _intact(state: Labels, *parameters: Any) -> bool:
-    """Whether these are whole parameters, neither computed nor cut or permuted on the way; None passes."""
-    return all(
-        parameter is None
-        or (
-            isinstance(parameter, Parameter)
-            and parameter.index.shape == state.program.shapes[parameter.name]
-            and parameter.index.is_contiguous()
-        )
-        for parameter in parameters
-    )
+def _fixed(*values: Any) -> bool:
+    """Whether these are parameters (or None): none of them depends on the network's input."""
+    return all(value is None or isinstance(value, Parameter) for value in values)
 
 
 def _tie_vectors(state: Labels, channels: Tensor, *parameters: Parameter | None) -> None:
     for parameter in parameters:
         if parameter is not None:
             state.tie(parameter.name, 0, channels)
-
-
-def _blocks(state: Labels, vector: Tensor, groups: int) -> Tensor:
-    """Unites the i-th channels of all blocks, so that each block keeps the same number; returns one block's labels."""
-    blocks = vector.reshape(groups, -1)
-    state.unite(blocks, blocks[:1])
-    return blocks[0]
-
-
-def _images(state: Labels, shape: torch.Size) -> int:
-    """Positions of an activation for one image."""
-    return shape.numel() // state.program.example_shape[0]
 
 
 def _convolution(
@@ -67,28 +48,41 @@ def _convolution(
     kernel = Program.shape(node.args[1])
     result = Program.shape(node)
     channel = x.dim() - len(kernel) + 1  # 1, or 0 without a batch dimension
-    factor = _images(state, result) // kernel[0] * kernel[2:].numel()
-    if not _intact(state, weight, bias) or channel != 1:
+    factor = images(state, result) // kernel[0] * kernel[2:].numel()
+    spatial = [d for d in range(2, x.dim()) if varies(x, d)]
+    if len(spatial) == 1 and _fixed(weight, bias) and x.shape == result:
+        return _neighbours(state, node, x, spatial[0], factor * kernel[0] * kernel[1] // x.shape[spatial[0]])
+    if not _fixed(weight, bias) or channel != 1 or spatial:
         state.products.append(Product(node.name, factor * kernel[0] * kernel[1]))
         return unknown(state, node, [x, weight, bias])
     inputs, outputs = along(state, x, 1), state.fresh(kernel[0])
     attributes = {"in_channels": inputs, "out_channels": outputs}
-    columns = inputs
+    columns = read = inputs
     if groups > 1 and kernel[1] == 1:
         state.unite(outputs, inputs.repeat_interleave(kernel[0] // groups))
-        columns = LOCKED_ROW
+        columns = read = LOCKED_ROW
         attributes["groups"] = inputs
     elif groups > 1:
-        columns = _blocks(state, inputs, groups)
-        _blocks(state, outputs, groups)
+        columns = inputs.reshape(groups, -1)
+        read = columns[0]  # of one block; all keep equally many
+        state.blocks += [columns, outputs.reshape(groups, -1)]
     state.tie(weight.name, 0, outputs)
     state.tie(weight.name, 1, columns)
     if columns is not LOCKED_ROW:
         state.readers[weight.name] = 1
+        state.reads.add(node.name)
     _tie_vectors(state, outputs, bias)
     state.note_sizes(Program.module_path(node), nn.modules.conv._ConvNd, **attributes)
-    state.products.append(Product(node.name, factor, outputs, columns))
+    state.products.append(Product(node.name, factor, outputs, read))
     return spread(outputs, result, 1)
+
+
+def _neighbours(state: Labels, node: fx.Node, x: Tensor, dimension: int, factor: int) -> Tensor:
+    """A convolution along channels, as in efficient channel attention: its neighbours are those that are left."""
+    channels = along(state, x, dimension)
+    state.restricted[node.name] = dimension
+    state.products.append(Product(node.name, factor, channels))
+    return spread(channels, x.shape, dimension)
 
 
 def _transposed_convolution(
@@ -104,14 +98,15 @@ def _transposed_convolution(
     dilation: Any = 1,
 ) -> Tensor:
     kernel = Program.shape(node.args[1])
-    factor = _images(state, x.shape) // kernel[0] * kernel[2:].numel()
-    if not _intact(state, weight, bias) or groups != 1 or x.dim() != len(kernel):
+    factor = images(state, x.shape) // kernel[0] * kernel[2:].numel()
+    if not _fixed(weight, bias) or groups != 1 or x.dim() != len(kernel):
         state.products.append(Product(node.name, factor * kernel[0] * kernel[1]))
         return unknown(state, node, [x, weight, bias])
     inputs, outputs = along(state, x, 1), state.fresh(kernel[1])
     state.tie(weight.name, 0, inputs)
     state.tie(weight.name, 1, outputs)
     state.readers[weight.name] = 0
+    state.reads.add(node.name)
     _tie_vectors(state, outputs, bias)
     path = Program.module_path(node)
     state.note_sizes(path, nn.modules.conv._ConvNd, in_channels=inputs, out_channels=outputs)
@@ -121,47 +116,41 @@ def _transposed_convolution(
 
 def _linear(state: Labels, node: fx.Node, x: Tensor, weight: Any, bias: Any = None) -> Tensor:
     rows = Program.shape(node.args[1])
-    factor = _images(state, x.shape[:-1])
-    if not _intact(state, weight, bias):
+    factor = images(state, x.shape[:-1])
+    if not _fixed(weight, bias):
         state.products.append(Product(node.name, factor * rows.numel()))
         return unknown(state, node, [x, weight, bias])
     inputs, outputs = along(state, x, -1), state.fresh(rows[0])
     state.tie(weight.name, 0, outputs)
     state.tie(weight.name, 1, inputs)
     state.readers[weight.name] = 1
+    state.reads.add(node.name)
     _tie_vectors(state, outputs, bias)
     state.note_sizes(Program.module_path(node), nn.Linear, in_features=inputs, out_features=outputs)
     state.products.append(Product(node.name, factor, outputs, inputs))
     return spread(outputs, Program.shape(node), x.dim() - 1)
 
 
-def _matmul(state: Labels, node: fx.Node, a: Any, b: Any) -> Any:
-    inner = Program.shape(node.args[0])[-1]
-    state.products.append(Product(node.name, _images(state, Program.shape(node)) * inner))
-    return unknown(state, node, [a, b])
-
-
-def _attention(state: Labels, node: fx.Node, q: Any, k: Any, v: Any, *rest: Any, **named: Any) -> Any:
-    queries, keys, values = (Program.shape(argument) for argument in node.args[:3])
-    factor = _images(state, queries[:-1]) * keys[-2] * (queries[-1] + values[-1])
-    state.products.append(Product(node.name, factor))
-    return unknown(state, node, [q, k, v, *rest, *named.values()])
-
-
 def _batch_norm(state: Labels, node: fx.Node, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     parameters = [value for value in (*args, *kwargs.values()) if isinstance(value, Parameter)]
-    if not _intact(state, *parameters):
-        return unknown(state, node, [x, *parameters])
     channels = along(state, x, 1)
     _tie_vectors(state, channels, *parameters)
     state.note_sizes(Program.module_path(node), nn.modules.batchnorm._NormBase, num_features=channels)
     return spread(channels, x.shape, 1)
 
 
-def _layer_norm(state: Labels, node: fx.Node, x: Tensor, shape: list[int], *_: Any, **__: Any) -> Tensor:
-    """Each channel's value depends on all others, so without some of them the rest would change: all stay."""
-    if any(varies(x, -1 - d) for d in range(len(shape))):
-        state.lock(x, f"{Program.place(node)} normalises over channels")
+def _layer_norm(
+    state: Labels, node: fx.Node, x: Tensor, shape: list[int], weight: Any = None, bias: Any = None, *_: Any
+) -> Tensor:
+    """Normalises over the channels that are left, if over nothing else as well."""
+    if len(shape) > 1 and any(varies(x, -1 - d) for d in range(len(shape))):
+        state.lock(x, f"{Program.place(node)} normalises over channels and positions")
+    elif len(shape) == 1 and varies(x, -1):
+        channels = along(state, x, -1)
+        state.restricted[node.name] = x.dim() - 1
+        _tie_vectors(state, channels, weight, bias)
+        state.note_sizes(Program.module_path(node), nn.LayerNorm, normalized_shape=(0, channels))
+        return spread(channels, x.shape, x.dim() - 1)
     return x
 
 
@@ -169,20 +158,18 @@ def _group_norm(
     state: Labels, node: fx.Node, x: Tensor, groups: int, weight: Any = None, bias: Any = None, *_: Any
 ) -> Tensor:
     channels = along(state, x, 1)
-    if groups != x.shape[1]:
-        state.lock(channels, f"{Program.place(node)} normalises over channels")
-    elif not _intact(state, weight, bias):
-        return unknown(state, node, [x, weight, bias])
+    _tie_vectors(state, channels, weight, bias)
+    path = Program.module_path(node)
+    state.note_sizes(path, nn.GroupNorm, num_channels=channels)
+    if groups == x.shape[1]:
+        state.note_sizes(path, nn.GroupNorm, num_groups=channels)
     else:
-        _tie_vectors(state, channels, weight, bias)
-        path = Program.module_path(node)
-        state.note_sizes(path, nn.GroupNorm, num_channels=channels, num_groups=channels)
+        state.restricted[node.name] = 1
+        state.blocks.append(channels.reshape(groups, -1))
     return spread(channels, x.shape, 1)
 
 
 def _prelu(state: Labels, node: fx.Node, x: Tensor, weight: Any) -> Tensor:
-    if not _intact(state, weight):
-        return unknown(state, node, [x, weight])
     if weight.index.numel() > 1:
         channels = along(state, x, 1)
         _tie_vectors(state, channels, weight)
@@ -198,8 +185,4 @@ RULES: dict[str, Callable[..., Any]] = {
     "layer_norm": _layer_norm,
     "group_norm": _group_norm,
     "prelu": _prelu,
-}
-PRODUCTS: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(("matmul", "bmm", "mm"), _matmul),
-    "scaled_dot_product_attention": _attention,
 }

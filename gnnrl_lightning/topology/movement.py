@@ -1,7 +1,5 @@
 """Rules of operations without parameters: element-wise, reductions, and all that only moves data."""
 
-import itertools
-import operator
 from typing import Any
 
 import torch
@@ -16,11 +14,14 @@ RESHAPE = frozenset("flatten view reshape _unsafe_view unflatten view_as reshape
 MOVE = (
     RESHAPE
     | JOIN
-    | frozenset("permute transpose t numpy_T unsqueeze squeeze expand expand_as flip movedim repeat".split())
+    | frozenset(
+        "permute transpose t numpy_T unsqueeze squeeze expand expand_as flip movedim moveaxis repeat swapaxes "
+        "swapdims".split()
+    )
 )
 CUT = frozenset(
     "slice select narrow chunk split split_with_sizes tensor_split unbind roll pixel_shuffle pixel_unshuffle "
-    "channel_shuffle".split()
+    "channel_shuffle take".split()
 )
 
 
@@ -61,17 +62,21 @@ def _meet(state: Labels, node: fx.Node, a: Tensor, b: Tensor) -> Tensor:
 
 
 def reduce(state: Labels, node: fx.Node, labels: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor:
-    """Locks the channels that are reduced over; all other reductions leave channels alone."""
+    """A reduction over channels is one over those that are left; all others leave channels alone."""
     dims = range(labels.dim()) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
+    over = [d % labels.dim() for d in dims if varies(labels, d)]
+    if len(over) == 1 and sum(varies(labels, d) for d in range(labels.dim())) == 1:
+        state.restricted[node.name] = over[0]
+        return torch.full((1,) * len(Program.shape(node)), LOCKED).expand(Program.shape(node))
+    if over:
+        state.lock(labels, f"{Program.place(node)} reduces over channels")
     for d in dims:
-        if varies(labels, d):
-            state.lock(labels, f"{Program.place(node)} reduces over channels")
         labels = labels.narrow(d, 0, 1)
     return labels.reshape(Program.shape(node))
 
 
 def move(state: Labels, node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """Moves labels with the operation itself; locks them where the operation has a number of channels in it."""
+    """Moves labels with the operation itself; locks them where it has the number of a channel in it."""
     name = Program.operation(node)
 
     def as_labels(value: Any) -> Any:
@@ -81,27 +86,26 @@ def move(state: Labels, node: fx.Node, args: Any, kwargs: Any) -> Any:
 
     leaf = lambda v: isinstance(v, (Parameter, Constant))  # noqa: E731
     args, kwargs = pytree.tree_map(as_labels, (args, kwargs), is_leaf=leaf)
-    if name in {"cat", "concat"}:
-        return _concatenate(*args, **kwargs)
+    if name in JOIN:
+        return _join(state, name, *args, **kwargs)
     assert callable(node.target)
     # Labels are expanded, not contiguous as the activations are, so they may need a copy where those take a view.
-    result = args[0].reshape(Program.shape(node)) if name in RESHAPE else node.target(*args, **kwargs)
-    source = args[0]
-    if (name in RESHAPE and _splits_channels(source, result.shape)) or (
-        name in CUT and _cuts_channels(name, source, result, *args[1:])
-    ):
-        state.lock(source, f"{Program.place(node)} has a number of channels in the code")
+    if name in RESHAPE:
+        return _rectangular(state, args[0], args[0].reshape(Program.shape(node)))
+    result = node.target(*args, **kwargs)
+    if name in CUT and _indexes_channels(name, args[0], *args[1:]):
+        state.lock(args[0], f"{Program.place(node)} has the number of a channel in the code")
     return result
 
 
 def _label(state: Labels, node: fx.Node, parameter: Parameter) -> Tensor:
     """Labels of a parameter that joins activations, e.g. a class token: channels of its own along its one dimension."""
-    shape = parameter.index.shape
-    wide = [d for d, size in enumerate(shape) if size > 1]
-    if len(wide) != 1 or shape.numel() != state.program.shapes[parameter.name].numel():
+    shape, once = parameter.index.shape, compact(parameter.index).shape
+    wide = [d for d, size in enumerate(once) if size > 1]
+    if len(wide) != 1 or once.numel() != state.shapes[parameter.name].numel():
         state.fix(parameter, f"{Program.place(node)} joins {parameter.name} to channels")
         return torch.full((1,) * len(shape), LOCKED).expand(shape)
-    labels = spread(state.fresh(shape.numel()), shape, wide[0])
+    labels = spread(state.fresh(once.numel()), shape, wide[0])
     state.tie_elements(parameter, labels, f"{Program.place(node)} joins {parameter.name} to channels")
     return labels
 
@@ -117,39 +121,48 @@ def _concatenate(tensors: list[Tensor], dim: int = 0) -> Tensor:
     return torch.cat(tensors, dim).expand(shape)
 
 
-def _splits_channels(labels: Tensor, shape: torch.Size) -> bool:
-    """Whether a reshape puts a dimension with channels into several: they would have to stay a full rectangle."""
-    ends = set(itertools.accumulate(shape, operator.mul))
-    before = 1
-    for d, size in enumerate(labels.shape):
-        if varies(labels, d) and any(before < end < before * size for end in ends):
-            return True
-        before *= size
-    return False
+def _join(state: Labels, name: str, tensors: list[Tensor], dim: int = 0) -> Tensor:
+    """What is joined along another dimension than that of its channels must have the same channels."""
+    if name == "stack":
+        dim %= tensors[0].dim() + 1
+        tensors = [tensor.unsqueeze(dim) for tensor in tensors]
+    dim %= tensors[0].dim()
+    joined = _concatenate(tensors, dim)
+    if varies(joined, dim) and any(varies(joined, d) for d in range(joined.dim()) if d != dim):
+        state.unite(joined, joined.narrow(dim, 0, 1))
+        return joined.narrow(dim, 0, 1).expand(joined.shape)
+    return joined
 
 
-def _cuts_channels(name: str, labels: Tensor, result: Any, *args: Any) -> bool:
+def _rectangular(state: Labels, source: Tensor, result: Tensor) -> Tensor:
+    """Labels after a reshape. Channels that it lays out in several dimensions must stay a full rectangle.
+
+    So all entries along the outer ones have to be the same channels: a block of them shrinks, not the number of blocks.
+    """
+    if sum(varies(source, d) for d in range(source.dim())) > 1:
+        return result
+    channels = [d for d in range(result.dim()) if varies(result, d)]
+    for d in channels[:-1]:
+        state.unite(result, result.narrow(d, 0, 1))
+        result = result.narrow(d, 0, 1).expand(result.shape)
+    return result
+
+
+def _indexes_channels(name: str, labels: Tensor, *args: Any) -> bool:
+    """Whether an operation names single channels, or needs a fixed number of them."""
     if name in {"select", "unbind"}:
         return varies(labels, args[0] if args else 0)
-    if name == "channel_shuffle":
+    if name in {"channel_shuffle", "pixel_shuffle"}:
         return varies(labels, -3)
     if name == "roll":  # by a number of places; without dimensions it rolls the flattened tensor
         return any(varies(labels, d) for d in (args[1:] and args[1]) or range(labels.dim()))
-    part = result[0] if isinstance(result, (list, tuple)) else result
-    return any(part.shape[d] != size and varies(labels, d) for d, size in enumerate(labels.shape))
+    return False
 
 
 def pad(state: Labels, node: fx.Node, x: Tensor, pad: list[int], mode: str = "constant", value: Any = None) -> Tensor:
-    """Zeros beside channels are channels without a producer: they follow what they are later added to.
-
-    Only a padding module has their number in an attribute that surgery can correct; elsewhere all are locked.
-    """
+    """Zeros beside channels are channels without a producer: they follow what they are later added to."""
     path = Program.module_path(node)
-    adjustable = (
-        isinstance(state.program.modules.get(path), nn.modules.padding._ConstantPadNd)
-        and mode == "constant"
-        and min(pad) >= 0
-    )
+    adjustable = mode == "constant" and min(pad) >= 0
     for i, (left, right) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
         d = x.dim() - 1 - i
         shape = [*x.shape[:d], x.shape[d] + left + right, *x.shape[d + 1 :]]

@@ -8,9 +8,19 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from gnnrl_lightning.topology import layers, movement
-from gnnrl_lightning.topology.labels import LOCKED, Constant, Labels, Parameter, along, spread, unknown, varies
-from gnnrl_lightning.topology.trace import Program
+from gnnrl_lightning.topology import layers, movement, products
+from gnnrl_lightning.topology.labels import (
+    LOCKED,
+    Constant,
+    Labels,
+    Parameter,
+    along,
+    locked,
+    spread,
+    unknown,
+    varies,
+)
+from gnnrl_lightning.topology.trace import Program, known, shape_of
 
 COPY = frozenset("clone contiguous detach detach_ alias to _to_copy type_as lift_fresh_copy".split())
 ACTIVATION = frozenset(
@@ -24,7 +34,8 @@ ELEMENTWISE = (
     | COMBINE
     | frozenset(
         "dropout dropout_ feature_dropout alpha_dropout clamp clamp_ clamp_min clamp_max exp sqrt rsqrt "
-        "reciprocal abs neg pow square erf".split()
+        "reciprocal abs neg pow square erf addcmul addcdiv lerp "
+        "zeros_like ones_like full_like".split()
     )
 )
 POOL = frozenset(
@@ -32,33 +43,41 @@ POOL = frozenset(
     "adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d upsample_nearest2d "
     "upsample_bilinear2d upsample_bicubic2d _upsample_nearest_exact2d".split()
 )
+OUTPUT = "network output"
+"""Why the channels of the network's results stay."""
+FILL = frozenset("new_zeros new_ones new_full new_empty".split())
 REDUCE = frozenset("mean sum amax amin var std".split())
+_NUMBERS = (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)
+NORM = frozenset("linalg_vector_norm norm".split())
 
 
 def propagate(program: Program) -> Labels:
     """Runs the program on labels. Network inputs and outputs are locked, and so is what no rule covers."""
-    state = Labels(program)
+    state = Labels(program, dict(program.shapes))
     values: dict[fx.Node, Any] = {}
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            values[node] = _placeholder(program, node)
+            values[node] = _placeholder(state, program, node)
         elif node.op == "output":
             for result in pytree.tree_leaves(node.args):
                 if isinstance(result, fx.Node) and isinstance(values[result], Tensor):
-                    state.lock(values[result], "network output")
+                    state.lock(values[result], OUTPUT)
         else:
             args = fx.node.map_arg(node.args, values.__getitem__)
             kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
             values[node] = _apply(state, node, args, kwargs)
-        if isinstance(values.get(node), Tensor):
-            state.outputs[node.name] = values[node]
+        if _depends_on_batch(state, values, node):
+            state.batched.add(node.name)
+        elif isinstance(values.get(node), Constant) and node.name not in state.batched:
+            state.constants.add(node.name)
+        state.outputs[node.name] = values.get(node)
     return state
 
 
-def _placeholder(program: Program, node: fx.Node) -> Any:
+def _placeholder(state: Labels, program: Program, node: fx.Node) -> Any:
     if node.name in program.state:
         name = program.state[node.name]
-        shape = program.shapes[name]
+        shape = state.shapes[name]
         return Parameter(name, torch.arange(shape.numel()).view(shape))
     shape = Program.shape(node)
     if node.name in program.constants:
@@ -66,7 +85,7 @@ def _placeholder(program: Program, node: fx.Node) -> Any:
     return torch.full((1,) * len(shape), LOCKED).expand(shape)
 
 
-def _apply(state: Labels, node: fx.Node, args: Any, kwargs: Any) -> Any:
+def _apply(state: Labels, node: Any, args: Any, kwargs: Any) -> Any:
     """Runs one operation on label tensors for activations, `Parameter`, `Constant`, and plain values as they are.
 
     Returns:
@@ -74,46 +93,87 @@ def _apply(state: Labels, node: fx.Node, args: Any, kwargs: Any) -> Any:
     """
     if node.target is operator.getitem:
         return args[0][args[1]]
+    if isinstance(node.meta.get("val"), _NUMBERS):
+        return known(node.meta["val"])
     name = Program.operation(node)
     operands = pytree.tree_leaves((args, kwargs), is_leaf=lambda v: isinstance(v, (Parameter, Constant)))
     if not any(isinstance(value, Tensor) for value in operands):
-        return _without_activations(state, node, name, args, kwargs, operands)
+        batched = any(source.name in state.batched for source in node.all_input_nodes)
+        if not batched or name not in products.LAYERS or not isinstance(args[0], Constant):
+            return _without_activations(state, node, name, args, kwargs, operands)
+        # Computed for every batch anew, e.g. positions that a convolution encodes: an activation like any other.
+        args = [locked(node.args[0]), *args[1:]]
     if name in COPY and isinstance(args[0], Tensor):
         return args[0]
-    if name in layers.PRODUCTS:
-        return layers.PRODUCTS[name](state, node, *args, **kwargs)
+    if name in products.RULES or name in layers.RULES:
+        args, kwargs = _folded(state, node.args, args), _folded(state, node.kwargs, kwargs)
+    if name in products.RULES:
+        return products.RULES[name](state, node, *args, **kwargs)
     if name in RULES and isinstance(args[0], Tensor):
         return RULES[name](state, node, *args, **kwargs)
+    if name in FILL:
+        state.batched.add(node.name)
+        return Constant(Program.shape(node))
     if name in ELEMENTWISE:
         return movement.elementwise(state, node, operands)
     if name in POOL:
         return _pool(state, node, args[0], spatial=int(name[-2]))
     if name in REDUCE:
         return movement.reduce(state, node, args[0], *args[1:2], **kwargs)
+    if name in NORM:
+        return movement.reduce(state, node, args[0], *args[2:3])
     if name in movement.MOVE or name in movement.CUT:
         return movement.move(state, node, args, kwargs)
     return unknown(state, node, operands)
 
 
+def _depends_on_batch(state: Labels, values: dict[fx.Node, Any], node: fx.Node) -> bool:
+    if isinstance(node.meta.get("val"), torch.SymInt):
+        return True
+    constant = isinstance(values.get(node), (Constant, *_NUMBERS))
+    return constant and any(source.name in state.batched for source in node.all_input_nodes)
+
+
+def _folded(state: Labels, nodes: Any, values: Any) -> Any:
+    """A layer's operands, in which a parameter that was cut or permuted on its way is folded."""
+
+    def whole(node: Any, value: Any) -> Any:
+        if not isinstance(value, Parameter) or not isinstance(node, fx.Node):
+            return value
+        intact = value.index.shape == state.shapes[value.name] and value.index.is_contiguous()
+        return value if intact else state.fold(node)
+
+    if isinstance(values, dict):
+        return {name: whole(nodes[name], value) for name, value in values.items()}
+    return [whole(node, value) for node, value in zip(nodes, values, strict=True)]
+
+
 def _without_activations(state: Labels, node: fx.Node, name: str, args: Any, kwargs: Any, operands: list[Any]) -> Any:
     """Operations on parameters and constants alone: a parameter's elements are followed while they only move."""
     parameters = [value for value in operands if isinstance(value, Parameter)]
-    if len(parameters) == 1 and args and parameters[0] is args[0]:
+    if len(parameters) == 1 and args and parameters[0] is args[0] and parameters[0].name not in state.folded:
         if name in COPY:
             return parameters[0]
         if name in (movement.MOVE | movement.CUT) - movement.JOIN and callable(node.target):
             moved = node.target(parameters[0].index, *args[1:], **kwargs)
             return pytree.tree_map(lambda index: Parameter(parameters[0].name, index), moved)
+    if name in products.LAYERS:
+        state.products.append(products.fixed_product(node))
+    batched = any(source.name in state.batched for source in node.all_input_nodes)
+    if parameters and isinstance(node.meta.get("val"), Tensor) and not batched:
+        return state.fold(node)
     for parameter in parameters:
         state.fix(parameter, f"{Program.place(node)} computes with {parameter.name}")
-    as_constant = lambda v: Constant(v.shape) if isinstance(v, Tensor) else v  # noqa: E731
+    as_constant = lambda v: Constant(shape_of(v)) if isinstance(v, Tensor) else v  # noqa: E731
     return pytree.tree_map(as_constant, node.meta.get("val"))
 
 
 def _pool(state: Labels, node: fx.Node, x: Tensor, spatial: int) -> Any:
     dimension = x.dim() - 1 - spatial
+    if any(varies(x, d) for d in range(dimension + 1, x.dim())):
+        return unknown(state, node, [x])
     channels = along(state, x, dimension)
-    return pytree.tree_map(lambda v: spread(channels, v.shape, dimension), node.meta["val"])
+    return pytree.tree_map(lambda v: spread(channels, shape_of(v), dimension), node.meta["val"])
 
 
 def _softmax(state: Labels, node: fx.Node, x: Tensor, dim: int, *_: Any) -> Tensor:

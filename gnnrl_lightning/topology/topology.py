@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import overload
 
 import torch
@@ -9,11 +10,16 @@ from torch import Tensor, nn
 
 from gnnrl_lightning.topology.groups import collect
 from gnnrl_lightning.topology.labels import LOCKED, Labels, Product, Size, compact
-from gnnrl_lightning.topology.rules import propagate
+from gnnrl_lightning.topology.layers import LOCKED_ROW
+from gnnrl_lightning.topology.rules import OUTPUT, propagate
+from gnnrl_lightning.topology.shuffle import fuse_shuffles
 from gnnrl_lightning.topology.trace import Program, export
 
 Count = tuple[int, Tensor]
 """How a number of channels follows the widths: (fixed, counts [G]) stands for fixed + counts·w."""
+
+
+LOCKED_SLOT = torch.tensor([-1])
 
 
 class _Products:
@@ -47,6 +53,7 @@ class Topology:
         labels: Labels of all operations, for the hierarchical graph.
         exclude: Patterns of the layers that stay whole.
         groups: What can be pruned, in the order of the network.
+        folds: Tensors computed from parameters alone that plans cut; see `Labels.fold`.
         slots: (parameter, dimension) to the slot of each position, −1 where it must stay; [positions].
         sizes: Module attributes that count channels, with the slots they count.
         locked: (reason, number of channels) for what cannot be pruned.
@@ -60,21 +67,34 @@ class Topology:
         divisor: int = 1,
         min_keep: float = 0.0,
         exclude: Sequence[str] = (),
+        keep_ends: bool = False,
     ):
         self.program = program
         self.labels = labels
         self.exclude = tuple(exclude)
+        self._divisor, self._min_keep = divisor, min_keep
         _exclude(labels, exclude)
+        if keep_ends:
+            _keep_ends(labels)
         self._classes, self.locked = labels.classes()
         self.groups, self._slot_of_class = collect(labels, self._classes, divisor, min_keep)
         self.group_of_slot = torch.repeat_interleave(torch.arange(len(self.groups)), self.full_widths())
-        self.slots = {key: self._slots(vector) for key, vector in labels.dimensions.items()}
-        self.sizes: list[tuple[Size, Tensor]] = [(size, self._slots(size.labels)) for size in labels.sizes]
+        self.slots = {key: self.slots_of(vector) for key, vector in labels.dimensions.items()}
+        self.folds = frozenset(name for name, _ in self.slots if name in labels.folded and self._shrinks(name))
+        self.sizes: list[tuple[Size, Tensor]] = [(size, self.slots_of(size.labels)) for size in labels.sizes]
         self.operations = tuple(product.node for product in labels.products)
         self._macs = self._products((p.factor, self._operands(p)) for p in labels.products)
         self._parameters = self._products(
-            (1, [self._along(name, d) for d in range(len(program.shapes[name]))]) for name in sorted(program.parameters)
+            (1, [self._along(name, d) for d in range(len(labels.shapes[name]))]) for name in sorted(self._counted())
         )
+
+    def without(self, groups: Sequence[int], reason: str) -> "Topology":
+        """The same network with some of its groups locked."""
+        labels = replace(self.labels, locks=list(self.labels.locks))
+        for (name, dimension), slots in self.slots.items():
+            members = torch.isin(self.group_of_slot[slots], torch.tensor(groups)) & (slots >= 0)
+            labels.lock(labels.dimensions[name, dimension][members], reason)
+        return Topology(self.program, labels, self._divisor, self._min_keep, self.exclude)
 
     def full_widths(self) -> Tensor:
         """Widths of the unpruned network, [G]."""
@@ -134,11 +154,40 @@ class Topology:
             start += group.width
         return mask
 
-    def _slots(self, vector: Tensor) -> Tensor:
+    def stays(self, vector: Tensor, mask: Tensor) -> Tensor:
+        """Which labels stay, of those that are not copies of one another along a dimension."""
+        slots = self.slots_of(compact(vector))
+        return (slots < 0) | mask[slots]
+
+    def positions(self, labels: Tensor, dimension: int, mask: Tensor) -> Tensor:
+        """Which positions along a dimension of an activation stay, [positions]."""
+        return self.stays(labels, mask).movedim(dimension, 0).flatten(1).any(1).expand(labels.shape[dimension])
+
+    def slots_of(self, vector: Tensor) -> Tensor:
+        """The slot of each label, −1 where it must stay; in the shape of `vector`."""
         return torch.from_numpy(self._slot_of_class[self._classes[vector.numpy()]])
 
+    def _shrinks(self, name: str) -> bool:
+        return any(
+            bool((self.slots.get((name, d), LOCKED_SLOT) >= 0).any()) for d in range(len(self.labels.shapes[name]))
+        )
+
+    def _counted(self) -> set[str]:
+        """Names of the network's parameters: what is folded and shrinks stands for those that it is computed from."""
+        if not self.folds:
+            return set(self.program.parameters)
+        folds = {self.labels.folded[name] for name in self.folds}
+        reached, pending = set(), [node for node in self.program.graph.nodes if node.op == "output"]
+        while pending:
+            for source in pending.pop().all_input_nodes:
+                if source not in reached and source not in folds:
+                    reached.add(source)
+                    pending.append(source)
+        left = {self.program.state[node.name] for node in reached if node.name in self.program.state}
+        return (left & self.program.parameters) | self.folds
+
     def _count(self, vector: Tensor) -> Count:
-        slots = self._slots(vector)
+        slots = self.slots_of(vector)
         owned = torch.bincount(self.group_of_slot[slots[slots >= 0]], minlength=len(self.groups))
         # Every channel of a group has equally many positions here: that is what makes it a group.
         return len(slots) - int(owned.sum()), owned // self.full_widths().clamp(min=1)
@@ -146,7 +195,9 @@ class Topology:
     def _along(self, name: str, dimension: int) -> Count:
         """The length of a parameter's dimension."""
         vector = self.labels.dimensions.get((name, dimension))
-        return self._count(torch.full((self.program.shapes[name][dimension],), LOCKED) if vector is None else vector)
+        if vector is None:
+            vector = torch.full((self.labels.shapes[name][dimension],), LOCKED)
+        return self._count(vector if vector.dim() == 1 else vector[0])
 
     def _operands(self, product: Product) -> list[Count]:
         return [self._count(vector) for vector in (product.rows, product.columns) if vector is not None]
@@ -166,6 +217,7 @@ def trace(
     divisor: int = 1,
     min_keep: float = 0.0,
     exclude: Sequence[str] = (),
+    keep_ends: bool = False,
 ) -> Topology:
     """Reads a network's topology: which channels can be removed, which only together, and what each costs.
 
@@ -177,6 +229,7 @@ def trace(
         divisor: Keep multiples of this many channels, 8 for tensor cores.
         min_keep: Fraction of its channels that each group keeps at least.
         exclude: Regular expressions; groups with a parameter whose name matches stay whole.
+        keep_ends: Keep all that the first layers write and all that the last layers read.
 
     Raises:
         ValueError: If an option is out of range, the network cannot be traced, or nothing in it can be pruned.
@@ -186,11 +239,22 @@ def trace(
     if not 0 <= min_keep <= 1:
         raise ValueError(f"min_keep={min_keep} must be in [0, 1], the fraction of its channels that a group keeps.")
     program = export(model, example_input)
-    topology = Topology(program, propagate(program), divisor, min_keep, exclude)
+    fuse_shuffles(program.graph)
+    topology = Topology(program, propagate(program), divisor, min_keep, exclude, keep_ends)
     if not topology.groups:
         reasons = "; ".join(dict.fromkeys(reason for reason, _ in topology.locked))
         raise ValueError(f"nothing in {type(model).__name__} can be pruned: {reasons}.")
     return topology
+
+
+def _keep_ends(labels: Labels) -> None:
+    outputs = torch.cat([found for reason, found in labels.locks if reason == OUTPUT])
+    for product in labels.products:
+        if product.rows is not None and product.columns is not None:
+            if bool((product.columns == LOCKED).all()) and product.columns is not LOCKED_ROW:
+                labels.lock(product.rows, "keep_ends=true")
+            if bool(torch.isin(product.rows, outputs).all()):
+                labels.lock(product.columns, "keep_ends=true")
 
 
 def _exclude(labels: Labels, patterns: Sequence[str]) -> None:

@@ -3,10 +3,11 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 
 @dataclass(frozen=True)
@@ -16,20 +17,28 @@ class Program:
     Attributes:
         graph: One node an operation, in the order of execution; `meta["val"]` holds shapes.
         state: Placeholder name to the name of the parameter or buffer that it stands for.
-        constants: Placeholders of tensors that `forward` made up: neither inputs nor parameters.
+        constants: Placeholder name to the tensor that `forward` made up: neither an input nor a parameter.
         shapes: Shape of every parameter and buffer, by name; a shared one has the first of its names.
         parameters: The names among them that are parameters.
         modules: The model's modules by path; never changed.
-        example_shape: Shape of the input it was traced with, [N, ...].
+        example_shape: Shape of the example input, [N, ...].
+        batch: Images in the traced shapes. The program itself takes any number of them wherever `forward` does.
+        structure: How the flat results of the program make up what `forward` returns.
     """
 
     graph: fx.Graph
     state: Mapping[str, str]
-    constants: frozenset[str]
+    constants: Mapping[str, Tensor]
     shapes: Mapping[str, torch.Size]
     parameters: frozenset[str]
     modules: Mapping[str, nn.Module]
     example_shape: torch.Size
+    batch: int
+    structure: pytree.TreeSpec
+
+    def __str__(self) -> str:
+        """The operations and the shapes of all parameters and buffers: equal for equal networks."""
+        return f"{self.graph}\n{dict(self.shapes)}"
 
     @staticmethod
     def module_path(node: fx.Node) -> str:
@@ -51,12 +60,25 @@ class Program:
 
     @staticmethod
     def shape(node: Any) -> torch.Size:
-        """Shape of the result of an operation that gives one tensor."""
-        return node.meta["val"].shape
+        """Shape of the result of an operation that gives one tensor, at the traced batch."""
+        return shape_of(node.meta["val"])
+
+
+def shape_of(tensor: Tensor) -> torch.Size:
+    """Shape of a traced tensor, at the traced batch."""
+    return torch.Size(map(known, tensor.shape))
+
+
+def known(value: Any) -> Any:
+    """The number that a symbolic size had in the trace; anything else as it is."""
+    if isinstance(value, torch.SymInt):
+        hint: Any = value.node.hint
+        return int(hint)
+    return value
 
 
 def export(model: nn.Module, example_input: Tensor) -> Program:
-    """Traces a network without changing it.
+    """Traces a network without changing it, with a batch of any size.
 
     Args:
         model: Any module that takes one tensor.
@@ -68,15 +90,19 @@ def export(model: nn.Module, example_input: Tensor) -> Program:
     # eval() on a copy: tracing must not touch the caller's train/eval flags. Parameters are shared, not copied.
     memo = {id(t): t for t in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, memo).eval()
+    # A single image would make torch.export take its batch for the constant 1.
+    images = example_input if len(example_input) > 1 else torch.cat([example_input, example_input])
+    any_batch = ({0: torch.export.Dim.AUTO},)
     try:
         with torch.no_grad():
-            exported = torch.export.export(twin, (example_input,), strict=False)
+            exported = torch.export.export(twin, (images,), dynamic_shapes=any_batch, strict=False)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"{type(model).__name__} cannot be traced by torch.export at input shape "
             f"{tuple(example_input.shape)}: {reason}"
         ) from error
+    _inline(exported.graph_module)
     signature = exported.graph_signature
     tensors = (*twin.named_parameters(), *twin.named_buffers())
     name_of = {id(value): name for name, value in tensors}
@@ -89,9 +115,38 @@ def export(model: nn.Module, example_input: Tensor) -> Program:
     return Program(
         graph=exported.graph,
         state={placeholder: canonical[name] for placeholder, name in state.items()},
-        constants=frozenset(signature.inputs_to_lifted_tensor_constants),
+        constants={
+            placeholder: exported.constants[name]
+            for placeholder, name in signature.inputs_to_lifted_tensor_constants.items()
+        },
         shapes={name: value.shape for name, value in tensors},
         parameters=frozenset(name for name, _ in twin.named_parameters()),
         modules=dict(model.named_modules()),
         example_shape=example_input.shape,
+        batch=len(images),
+        structure=exported.call_spec.out_spec,
     )
+
+
+def _inline(module: fx.GraphModule) -> None:
+    """Puts the operations of nested graphs, such as regions without autocast, where they are called; drops checks."""
+    for node in list(module.graph.nodes):
+        name = Program.operation(node) if node.op == "call_function" else ""
+        if name.startswith(("_assert", "sym_constrain")):
+            module.graph.erase_node(node)
+        if name not in {"wrap_with_autocast", "wrap_with_set_grad_enabled"}:
+            continue
+        place = next(i for i, argument in enumerate(node.args) if isinstance(argument, fx.Node))
+        attribute, *operands = cast(list[Any], node.args[place:])
+        nested = getattr(module, attribute.target)
+        _inline(nested)
+        inputs = [inner for inner in nested.graph.nodes if inner.op == "placeholder"]
+        with module.graph.inserting_before(node):
+            copied = module.graph.graph_copy(nested.graph, dict(zip(inputs, operands, strict=True)))
+        results = cast(list[fx.Node], copied)
+        for user in list(node.users):  # each picks one result
+            index: Any = user.args[1]
+            user.replace_all_uses_with(results[index])
+            module.graph.erase_node(user)
+        for called in (node, attribute):
+            module.graph.erase_node(called)

@@ -1,9 +1,11 @@
 """Planted filters are found, coupled channels are judged together, and ties go the same way every time."""
 
+import copy
 from typing import Any
 
 import pytest
 import torch
+from tiny_networks import EXAMPLE, traced
 from torch import nn
 
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
@@ -74,3 +76,37 @@ def test_ties_keep_the_lower_number() -> None:
     plans = [uniform_plan(topology, model, keep=0.5) for _ in range(2)]
     assert plans[0] == plans[1]
     assert all(group.kept == tuple(range(group.width // 2)) for group in plans[0].groups)
+
+
+def test_a_grouped_convolution_judges_by_the_columns_of_each_block() -> None:
+    """No filter writes the zeros that are padded here; they are read in two blocks, and go in pairs."""
+    body: Any = nn.Sequential(
+        nn.ConstantPad3d((0, 0, 0, 0, 2, 2), 0.0), nn.Conv2d(8, 4, 1, groups=2), nn.Conv2d(4, 2, 1)
+    )
+    model: Any = nn.Sequential(nn.Conv2d(3, 4, 1), *body)
+    topology = trace(model, torch.zeros(1, 3, 4, 4))
+    columns = topology.slots["2.weight", 1]
+    assert columns.shape == (2, 4)
+    slots = columns[0, :2]  # padded before the channels: the first two of the first block
+    padded = int(topology.group_of_slot[slots[0]])
+    weight = model[2].weight.data.view(2, 2, 4)
+    weight.fill_(0.1)
+    weight[0, :, 1] = 9.0
+    scores = Magnitude(1)(model, topology)[padded]
+    start = int((topology.group_of_slot < padded).sum())
+    assert scores.argmax() == slots[1] - start
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_computed_weights_are_judged_by_their_values(p: int) -> None:
+    model: Any
+    model, topology = traced("standardised")
+    plain = copy.deepcopy(model)
+    for i in (0, 2):
+        layer = plain.inner[i]
+        computed = layer.computed().detach()
+        plain.inner[i] = nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size)
+        plain.inner[i].weight.data = computed
+    expected = Magnitude(p)(plain, trace(plain, EXAMPLE))
+    for score, other in zip(Magnitude(p)(model, topology), expected, strict=True):
+        torch.testing.assert_close(score, other)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
-from gnnrl_lightning.topology import trace
+from gnnrl_lightning.topology import Topology, trace
 from gnnrl_lightning.topology.hierarchy import hierarchical_graph
 
 TABLE_3 = {
@@ -29,8 +29,8 @@ def test_counts_equal_the_papers(depth: int) -> None:
     assert sorted(motif.channels for motif in graph.motifs) == [3, 16, 16, 32, 32, 64]
 
 
-def test_pruning_shrinks_the_counts_and_not_the_quotient() -> None:
-    topology = trace(resnet_cifar(20, 10), torch.zeros(1, 3, 32, 32))
+def test_pruning_shrinks_the_counts_and_not_the_quotient(resnet20_topology: Topology) -> None:
+    topology = resnet20_topology
     graph = hierarchical_graph(topology)
     full, pruned = graph.counts(), graph.counts(graph.full_widths // 2)
     smaller = hierarchical_graph(topology, topology.full_widths() // 2)
@@ -46,7 +46,6 @@ def test_pruning_shrinks_the_counts_and_not_the_quotient() -> None:
 
 
 @pytest.mark.parametrize("change", [lambda w: w[1:], lambda w: w + 1, lambda w: w * 0])
-def test_widths_of_another_network_are_refused(change: Callable[[Tensor], Tensor]) -> None:
-    topology = trace(resnet_cifar(20, 10), torch.zeros(1, 3, 32, 32))
+def test_widths_of_another_network_are_refused(change: Callable[[Tensor], Tensor], resnet20_topology: Topology) -> None:
     with pytest.raises(ValueError, match=r"widths=\[.*must be one number a group"):
-        hierarchical_graph(topology, change(topology.full_widths()))
+        hierarchical_graph(resnet20_topology, change(resnet20_topology.full_widths()))

@@ -45,7 +45,8 @@ def test_resnet56_option_a_couples_its_trunk_across_the_stages() -> None:
 
 
 def test_mobilenet_v2_ties_expansion_to_depth_wise_and_shares_the_residual() -> None:
-    groups = groups_of(torchvision.models.mobilenet_v2(weights=None))
+    settings = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 2, 1]]
+    groups = groups_of(torchvision.models.MobileNetV2(inverted_residual_setting=settings))
     inner = groups["features.2.conv.0.0"]
     assert inner.width == 96
     assert positions(inner) >= {
@@ -68,7 +69,8 @@ def test_mobilenet_v2_ties_expansion_to_depth_wise_and_shares_the_residual() -> 
 
 
 def test_squeeze_and_excitation_follows_what_it_scales() -> None:
-    groups = groups_of(torchvision.models.mobilenet_v3_small(weights=None))
+    settings, last = torchvision.models.mobilenetv3._mobilenet_v3_conf("mobilenet_v3_small")
+    groups = groups_of(torchvision.models.MobileNetV3(settings[:2], last))
     gated = next(g for g in groups.values() if ("features.1.block.1.fc2.weight", 0) in positions(g))
     assert positions(gated) >= {
         ("features.1.block.0.0.weight", 0),
@@ -110,7 +112,9 @@ def test_flatten_before_a_linear_layer_counts_every_pixel() -> None:
 
 def test_vgg_flattens_49_positions_of_each_channel() -> None:
     # One convolution of the real network, so that the test does not pay for its 120 M parameters.
-    model = torchvision.models.VGG(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()), num_classes=10)
+    with torch.device("meta"):
+        model = torchvision.models.VGG(nn.Identity(), init_weights=False)
+    model.features = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())
     model.classifier = nn.Sequential(nn.Linear(4 * 49, 8), nn.ReLU(), nn.Linear(8, 10))
     groups = groups_of(model, 14)
     counts = {(m.parameter, m.dimension): m.count for m in groups["features.0"].members}
@@ -128,6 +132,8 @@ def test_grouped_convolutions_keep_the_same_number_in_each_block() -> None:
     assert {m.count for m in group.members if m.parameter == "layer1.0.conv2.weight" and m.dimension == 1} <= {1}
     slots = topology.slots["layer1.0.conv1.weight", 0].view(4, 8)
     assert (slots == slots[0]).all()
+    # The weight's columns are channels of their own in each of its four blocks of rows.
+    assert topology.slots["layer1.0.conv2.weight", 1].equal(slots)
 
 
 class Shared(nn.Module):
@@ -154,19 +160,38 @@ def test_shared_parameters_are_one() -> None:
     assert int(topology.parameters()) == sum(p.numel() for p in model.parameters())
 
 
-def test_layer_scale_belongs_to_its_channels_and_layer_norm_keeps_them() -> None:
+def test_layer_norm_and_layer_scale_belong_to_the_channels_of_the_trunk() -> None:
     settings = [
         torchvision.models.convnext.CNBlockConfig(8, 16, 1),
         torchvision.models.convnext.CNBlockConfig(16, None, 1),
     ]
     topology = trace(torchvision.models.ConvNeXt(settings, num_classes=10), torch.zeros(1, 3, 32, 32))
     assert {group.name: group.width for group in topology.groups} == {
+        "features.0.0": 8,
         "features.1.0.block.3": 32,
+        "features.2.1": 16,
         "features.3.0.block.3": 64,
     }
-    assert ("features.1.0.layer_scale", 0) in topology.slots
-    assert (topology.slots["features.1.0.layer_scale", 0] == -1).all()
-    assert any("layer_norm in features.1.0.block.2 normalises over channels" in reason for reason, _ in topology.locked)
+    assert positions(topology.groups[0]) >= {
+        ("features.1.0.layer_scale", 0),
+        ("features.1.0.block.0.weight", 0),
+        ("features.1.0.block.2.weight", 0),
+        ("features.2.0.weight", 0),
+    }
+    assert {reason for reason, _ in topology.locked} == {"network output"}
+
+
+def test_every_group_has_the_name_of_a_layer() -> None:
+    """Even where its weight is computed, or lies at the top of the network."""
+
+    class Computed(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.conv2d(x, self.weight - self.weight.mean(), self.bias)
+
+    assert list(groups_of(nn.Sequential(Computed(3, 8, 1), nn.ReLU(), Computed(8, 6, 1), nn.Conv2d(6, 2, 1)))) == [
+        "0",
+        "2",
+    ]
 
 
 class Scaled(nn.Module):
@@ -200,7 +225,7 @@ def test_min_keep_is_not_raised_by_rounding() -> None:
 def test_slots_number_the_channels_group_by_group() -> None:
     topology: Topology = trace(resnet_cifar(8, 10), torch.zeros(1, 3, 32, 32))
     assert topology.group_of_slot.bincount().tolist() == topology.full_widths().tolist()
-    seen = torch.cat([slots for slots in topology.slots.values()])
+    seen = torch.cat([slots.flatten() for slots in topology.slots.values()])
     assert set(seen.tolist()) - {-1} == set(range(len(topology.group_of_slot)))
 
 

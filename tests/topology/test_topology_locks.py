@@ -34,19 +34,17 @@ def prunable(model: nn.Module, **options: object) -> tuple[set[str], str]:
     [
         (lambda x: x.cumsum(1), "cumsum has no rule"),
         (lambda x: x.softmax(1), "softmax reduces over channels"),
-        (lambda x: x - x.mean(1, keepdim=True), "mean reduces over channels"),
         (lambda x: x * torch.linspace(0, 1, 8).view(1, 8, 1, 1), "constant of fixed size"),
-        (lambda x: x.roll(1, 1), "roll has a number of channels in the code"),
-        (lambda x: torch.cat(x.chunk(2, 1)[::-1], 1), "chunk has a number of channels in the code"),
-        (lambda x: x.view(1, 2, 4, 8, 8).transpose(1, 2).reshape(1, 8, 8, 8), "view has a number of channels"),
-        (lambda x: F.group_norm(x, 2), "group_norm normalises over channels"),
-        (lambda x: F.layer_norm(x, x.shape[1:]), "layer_norm normalises over channels"),
+        (lambda x: x.roll(1, 1), "roll has the number of a channel in the code"),
+        (lambda x: torch.stack([x[:, 0], *x.unbind(1)[1:]], 1), "unbind has the number of a channel in the code"),
+        (lambda x: F.pad(x, (0, 0, 0, 0, -1, 1)), "pad has a number of channels in the code"),
+        (lambda x: F.layer_norm(x, x.shape[1:]), "layer_norm normalises over channels and positions"),
         (lambda x: x.unsqueeze(1).mul(x.unsqueeze(2)).sum(2), "outer product of channels"),
-        (lambda x: x.index_select(1, torch.arange(7, -1, -1)), "index_select has no rule"),
+        (lambda x: x.flatten(2) @ x.flatten(2).transpose(1, 2) @ x.flatten(2), "matmul has no rule"),
     ],
 )
 def test_what_has_no_proof_is_locked_and_named(between: Callable[[Tensor], Tensor], reason: str) -> None:
-    groups, locked = prunable(Net(between))
+    groups, locked = prunable(Net(lambda x: between(x).reshape(-1, 8, 8, 8)))
     assert groups == {"second"}
     assert reason in locked
 
@@ -54,17 +52,30 @@ def test_what_has_no_proof_is_locked_and_named(between: Callable[[Tensor], Tenso
 @pytest.mark.parametrize(
     "between",
     [
-        lambda x: F.group_norm(x, 8),
+        lambda x: F.group_norm(x, 2),
+        lambda x: x - x.amax((1, 2, 3), keepdim=True),
         lambda x: x.flip(1),
+        lambda x: torch.cat(x.split([3, 5], 1)[::-1], 1),
         lambda x: F.adaptive_max_pool2d(x, 4),
         lambda x: x * x.mean((2, 3), keepdim=True).sigmoid(),
         lambda x: x * x.mean((2, 3), keepdim=True).type_as(x),
-        lambda x: x.permute(0, 2, 3, 1).reshape(1, 64, 8).transpose(1, 2).unflatten(2, (8, 8)),
+        lambda x: x.permute(0, 2, 3, 1).reshape(-1, 64, 8).transpose(1, 2).unflatten(2, (8, 8)),
+        lambda x: x.roll(1, 2),
+        lambda x: x.flatten(2).softmax(2).unflatten(2, (8, 8)),
     ],
 )
 def test_what_only_moves_or_scales_channels_is_free(between: Callable[[Tensor], Tensor]) -> None:
-    groups, _ = prunable(Net(between))
-    assert groups == {"first", "second"}
+    groups, locked = prunable(Net(between))
+    assert groups >= {"first", "second"}
+    assert locked == "network output"
+
+
+def test_a_reshape_into_blocks_shrinks_the_blocks() -> None:
+    """Read in blocks of 4, channels go together with the one at the same place of the other block."""
+    topology = trace(Net(lambda x: x.unflatten(1, (2, 4)).softmax(1).flatten(1, 2)), torch.zeros(1, 3, 8, 8))
+    assert topology.full_widths().tolist() == [4, 6]
+    slots = topology.slots["first.weight", 0]
+    assert torch.equal(slots[:4], slots[4:])
 
 
 def test_a_lock_counts_its_channels() -> None:
@@ -104,33 +115,17 @@ def test_channels_that_are_broadcast_over_a_stack_are_tied_to_it() -> None:
     assert {m.parameter for m in group.members} >= {"a.weight", "b.weight", "gate.weight", "head.weight"}
 
 
-class FunctionalShortcut(nn.Module):
-    """A CIFAR residual block whose option A pads by numbers in the code."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.conv1 = nn.Conv2d(8, 16, 3, stride=2, padding=1)
-        self.conv2 = nn.Conv2d(16, 16, 3, padding=1)
-        self.head = nn.Linear(16, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        out = self.conv2(self.conv1(x).relu())
-        out = out + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))
-        return self.head(out.relu().mean((2, 3)))
-
-
-def test_functional_padding_of_channels_is_locked_and_named() -> None:
-    groups, locked = prunable(FunctionalShortcut())
-    assert groups == {"conv1"}
-    assert "pad has a number of channels in the code" in locked
-
-
 def test_exclude_keeps_the_layers_it_matches_and_what_is_tied_to_them() -> None:
     groups, locked = prunable(Net(lambda x: x), exclude=[r"^first\.weight"])
     assert groups == {"second"}
     assert "exclude=^first" in locked
+
+
+def test_keep_ends_keeps_the_first_and_the_last_layers_whole() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 7, 1), nn.Conv2d(7, 6, 1), nn.Conv2d(6, 4, 1))
+    topology = trace(model, torch.zeros(1, 3, 8, 8), keep_ends=True)
+    assert {group.name for group in topology.groups} == {"1"}
+    assert set(topology.locked) == {("network output", 4), ("keep_ends=true", 8), ("keep_ends=true", 6)}
 
 
 @pytest.mark.parametrize(

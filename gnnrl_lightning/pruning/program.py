@@ -1,0 +1,147 @@
+"""Runs a traced network with a model's tensors: whole, in part, or without the channels that a plan removes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from gnnrl_lightning.topology import Topology
+from gnnrl_lightning.topology.trace import Program
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name; a shared one has the first of its names, as in the trace."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def folded_tensors(model: nn.Module, topology: Topology) -> dict[str, Tensor]:
+    """Values of what the network computes from parameters alone and plans cut, e.g. standardised weights."""
+    wanted = [node for name, node in topology.labels.folded.items() if name in topology.folds]
+    return dict(zip((node.name for node in wanted), evaluate(wanted, tensors_of(model), topology.program), strict=True))
+
+
+def evaluate(nodes: list[fx.Node], tensors: Mapping[str, Tensor], program: Program) -> list[Any]:
+    """Results of operations that depend on no input.
+
+    Args:
+        nodes: The operations.
+        tensors: Parameters and buffers by name.
+        program: The network that they are part of.
+    """
+    values: dict[fx.Node, Any] = {}
+    wanted = set(nodes)
+    pending = list(nodes)
+    while pending:  # everything upstream
+        for source in pending.pop().all_input_nodes:
+            if source not in wanted:
+                wanted.add(source)
+                pending.append(source)
+    with torch.no_grad():
+        for node in program.graph.nodes:
+            if node in wanted:
+                values[node] = _result(node, values, tensors, program)
+    return [values[node] for node in nodes]
+
+
+@torch.no_grad()
+def masked_output(tensors: Mapping[str, Tensor], topology: Topology, mask: Tensor, images: Tensor) -> list[Any]:
+    """What a network must compute without some of its channels: whatever reads them sees zeros in their place.
+
+    Args:
+        tensors: Parameters and buffers by name.
+        topology: The network.
+        mask: Which slots stay, [slots].
+        images: A batch of inputs, [N, ...].
+
+    Returns:
+        The network's outputs, flat.
+    """
+    labels, program = topology.labels, topology.program
+    values: dict[fx.Node, Any] = {}
+    last_use = {source: node for node in program.graph.nodes for source in node.all_input_nodes}
+    for node in program.graph.nodes:
+        if node.op == "output":
+            return [values[x] if isinstance(x, fx.Node) else x for x in pytree.tree_leaves(node.args)]
+        if node.name in labels.reads and isinstance(labels.outputs[node.all_input_nodes[0].name], Tensor):
+            source = node.all_input_nodes[0]
+            stays = topology.stays(labels.outputs[source.name], mask)
+            # Into a value of its own: others may read the same activation.
+            values[node] = _result(
+                node, {**values, source: values[source] * stays.to(values[source])}, tensors, program
+            )
+        elif node.name in labels.restricted:
+            values[node] = _restricted(node, values, topology, mask)
+        else:
+            values[node] = _result(node, values, tensors, program, images)
+        for source in node.all_input_nodes:
+            if last_use[source] is node:
+                del values[source]
+    raise AssertionError("a program ends with its outputs")
+
+
+def _restricted(node: Any, values: Mapping[fx.Node, Any], topology: Topology, mask: Tensor) -> Tensor:
+    """An operation over channels on those alone that stay; its result is as wide as before, zero where they do not."""
+    source, dim = node.args[0], topology.labels.restricted[node.name]
+    stays = topology.positions(topology.labels.outputs[source.name], dim, mask)
+    index = stays.nonzero().flatten()
+
+    def left(argument: Any) -> Any:
+        if argument is source:
+            return values[argument].index_select(dim, index)
+        if isinstance(argument, fx.Node) and Program.operation(node) in {"layer_norm", "group_norm"}:
+            return values[argument].index_select(0, index)  # its weight or bias
+        return fx.node.map_arg(argument, values.__getitem__)
+
+    args = [left(argument) for argument in node.args]
+    if Program.operation(node) == "layer_norm":
+        args[1] = [len(index)]
+    result = node.target(*args, **{name: left(argument) for name, argument in node.kwargs.items()})
+    if result.shape != args[0].shape:
+        return result
+    whole = torch.zeros_like(values[source])
+    return whole.index_copy_(dim, index, result)
+
+
+def _result(
+    node: Any,
+    values: Mapping[fx.Node, Any],
+    tensors: Mapping[str, Tensor],
+    program: Program,
+    images: Tensor | None = None,
+) -> Any:
+    if node.op == "placeholder":
+        if node.name in program.state:
+            return tensors[program.state[node.name]]
+        if node.name in program.constants:
+            return program.constants[node.name]
+        assert images is not None
+        return images.clone()  # operations in place are part of programs
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
+def cut(tensor: Tensor, name: str, topology: Topology, mask: Tensor) -> Tensor:
+    """A parameter, buffer or folded tensor without the positions of removed channels; the tensor itself if all stay.
+
+    Args:
+        tensor: Its value.
+        name: Its name in `topology.slots`.
+        topology: Where the channels of each group lie.
+        mask: Which slots stay, [slots].
+    """
+    for dimension in range(tensor.dim()):
+        slots = topology.slots.get((name, dimension))
+        if slots is None:
+            continue
+        stays = (slots < 0) | mask[slots]
+        if stays.all():
+            continue
+        if stays.dim() == 1:
+            tensor = tensor.index_select(dimension, stays.nonzero().flatten().to(tensor.device))
+        else:  # the weight of a grouped convolution: each block of its rows reads channels of its own
+            blocks = zip(tensor.chunk(len(stays)), stays, strict=True)
+            tensor = torch.cat([rows.index_select(1, row.nonzero().flatten().to(rows.device)) for rows, row in blocks])
+    return tensor

@@ -1,0 +1,148 @@
+"""The pruned network as a rewritten graph, for a `forward` that has numbers of channels in it.
+
+The traced program holds every such number as a constant, and the labels say what each must become: a view's sizes, a
+slice's ends, a split's sizes, a padding, a convolution's groups. `resize.py` has a rule for each of them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from gnnrl_lightning.pruning.program import cut, evaluate, folded_tensors, tensors_of
+from gnnrl_lightning.pruning.resize import RULES
+from gnnrl_lightning.topology import Topology
+from gnnrl_lightning.topology.labels import Parameter, spread
+from gnnrl_lightning.topology.trace import Program
+
+REWRITTEN = "gnnrl_lightning.rewritten"
+"""Marks rewritten networks, in `GraphModule.meta`."""
+
+
+def rewrite(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]) -> fx.GraphModule:
+    """Returns a smaller network as a `GraphModule` that computes what the traced program does.
+
+    It trains, saves, loads and exports like any other, and takes any batch size that the original takes. Parameters
+    keep their names; BatchNorm and dropout are modules and follow `train()` and `eval()`. What the trace in eval mode
+    does not show, such as stochastic depth, is gone, and so are regions with an autocast of their own.
+
+    Args:
+        model: The network that `topology` was traced from; unchanged.
+        topology: Where the channels of each group lie.
+        kept: The channels that stay, one list a group.
+    """
+    network = Rewriter(model, topology, topology.keep_mask(kept)).run()
+    network.meta[REWRITTEN] = True
+    network.train(model.training)
+    return network.to(next(model.parameters()).device)
+
+
+class Rewriter:
+    """Copies a program node by node.
+
+    Args:
+        model: The network with its tensors.
+        topology: Its program and labels.
+        mask: Which slots stay, [slots].
+    """
+
+    def __init__(self, model: nn.Module, topology: Topology, mask: Tensor):
+        self.model, self.topology, self.mask = model, topology, mask
+        self.program = topology.program
+        self.tensors = tensors_of(model)
+        self._device = next(model.parameters()).device
+        self._folded = folded_tensors(model, topology)
+        self._root: dict[str, Any] = {}
+        self._graph = fx.Graph()
+        self._new: dict[fx.Node, Any] = {}
+
+    def run(self) -> fx.GraphModule:
+        """The network."""
+        for node in self.program.graph.nodes:
+            if node.op == "output":
+                flat = [self.argument(leaf) for leaf in pytree.tree_leaves(node.args)]
+                self._graph.output(pytree.tree_unflatten(flat, self.program.structure))
+            else:
+                self._new[node] = self._node(node)
+        self._graph.eliminate_dead_code(lambda node: node.op != "call_module" and node.is_impure())
+        return fx.GraphModule(self._root, self._graph, class_name=type(self.model).__name__)
+
+    def _node(self, node: fx.Node) -> Any:
+        constants = self.topology.labels.constants
+        if node.op == "placeholder":
+            return self._placeholder(node)
+        if node.name in self._folded:
+            value = cut(self._folded[node.name], node.name, self.topology, self.mask).detach().clone()
+            return self.attribute(".".join(filter(None, (Program.module_path(node), node.name))), nn.Parameter(value))
+        if node.name in constants:  # kept as a buffer, which moves to a GPU with the network
+            needed = any(user.name not in constants for user in node.users)
+            return self.attribute(node.name, *evaluate([node], {}, self.program)) if needed else None
+        rule = RULES.get(Program.operation(node))
+        new = rule(self, node) if rule and isinstance(self.labels(node.args[0]), Tensor) else None
+        return self.copy(node) if new is None else new
+
+    def _placeholder(self, node: fx.Node) -> fx.Node:
+        if node.name in self.program.constants:
+            return self.attribute(node.name, self.program.constants[node.name].clone())
+        if node.name not in self.program.state:
+            return self._graph.placeholder(node.name)
+        name = self.program.state[node.name]
+        return self.attribute(name, self.pruned(name))
+
+    def pruned(self, name: str) -> Tensor:
+        """A parameter or buffer without the removed channels."""
+        original = self.tensors[name]
+        value = cut(original.detach(), name, self.topology, self.mask).clone()
+        return nn.Parameter(value, original.requires_grad) if isinstance(original, nn.Parameter) else value
+
+    def attribute(self, name: str, value: Any) -> fx.Node:
+        """A tensor of the new network."""
+        self._root[name] = value
+        return self._graph.get_attr(name)
+
+    def module(self, name: str, make: Callable[[], nn.Module], node: fx.Node) -> fx.Node:
+        """A module of the new network in place of an operation on one activation; shared modules are made once."""
+        if name not in self._root:
+            self._root[name] = make()
+        return self._graph.call_module(name, (self.argument(node.args[0]),))
+
+    def argument(self, argument: Any) -> Any:
+        """An argument of the program as one of the new graph."""
+        return fx.node.map_arg(argument, self._new.__getitem__)
+
+    def copy(self, node: fx.Node, *changed: Any) -> fx.Node:
+        """The same operation on the new operands; `changed` replaces the arguments behind the first."""
+        args: Any = node.args
+        rest = [self.argument(argument) for argument in args[1 + len(changed) :]]
+        kwargs = self.argument(node.kwargs)
+        if kwargs.get("device") is not None:
+            kwargs = {**kwargs, "device": self._device}  # not the one of the trace
+        return self.call(node.target, [self.argument(args[0]), *changed, *rest], kwargs)
+
+    def call(self, target: Any, args: Sequence[Any], kwargs: dict[str, Any] | None = None) -> fx.Node:
+        """An operation of the new graph."""
+        return self._graph.call_function(target, tuple(args), kwargs or {})
+
+    def labels(self, node: Any) -> Any:
+        """Labels of an operation's result, or of each of its results; None where it has no channels."""
+        value = self.topology.labels.outputs.get(node.name) if isinstance(node, fx.Node) else None
+        return self._elements(value) if isinstance(value, Parameter) else value
+
+    def stay(self, labels: Tensor, dimension: int) -> Tensor:
+        """Which positions along a dimension stay, [positions]."""
+        return self.topology.positions(labels, dimension, self.mask)
+
+    def count(self, labels: Tensor, dimension: int) -> int:
+        """How many positions along a dimension stay."""
+        return int(self.stay(labels, dimension).sum())
+
+    def _elements(self, parameter: Parameter) -> Tensor | None:
+        """Labels of the elements of a parameter with channels along one dimension, where they lie now."""
+        shape = self.topology.labels.shapes[parameter.name]
+        slots = {d: self.topology.slots.get((parameter.name, d)) for d in range(len(shape))}
+        wide = [d for d, vector in slots.items() if vector is not None and bool((vector >= 0).any())]
+        if len(wide) != 1:
+            return None
+        vector = self.topology.labels.dimensions[parameter.name, wide[0]]
+        return spread(vector, shape, wide[0]).reshape(-1)[parameter.index]
