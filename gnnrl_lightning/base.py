@@ -34,6 +34,7 @@ _NOT_SHAPING = {
 def train_base(
     model: nn.Module,
     spec: ModelSpec,
+    program: str,
     data: ImageDataModule,
     settings: FitConfig,
     config: DictConfig,
@@ -46,6 +47,7 @@ def train_base(
     Args:
         model: The network; its weights are set in place.
         spec: What it is.
+        program: What it computes, so that an edit of the user's own network is another network.
         data: What it is trained on.
         settings: How.
         config: For the rest.
@@ -56,6 +58,7 @@ def train_base(
     """
     shaped_by = {
         "model": spec.to_dict(),
+        "program": program,
         **{group: _shaping(config, group) for group in _NOT_SHAPING},
         "seed": config.seed,
         "training": asdict(settings),

@@ -68,13 +68,15 @@ class SearchConfig:
     reward_images: int | None = 1000
     """Images of the reward split that a reward is taken on; null: all."""
     finalists: int = 5
-    """How many of the best networks are measured again on the whole reward split to declare the winner."""
+    """How many of the best networks are measured again, on the whole reward split if rewards are taken on less."""
     max_steps: int = 5
     """Actions an episode may take to reach the budget."""
     min_keep: float = 0.1
     """Fraction of its channels that every group keeps at least."""
     divisor: int = 1
     """Keep multiples of this many channels, e.g. 8 for tensor cores."""
+    keep_ends: bool = False
+    """Keep all that the first layers write and all that the last layers read."""
     exclude: list[str] = field(default_factory=list)
     """Regular expressions of parameter names; groups that run through them stay whole."""
     base: FitConfig = field(default_factory=FitConfig)
@@ -104,7 +106,7 @@ class TrainConfig:
     plan: str | None = None
     """The plan.json of a finished search, to fine-tune its network; null: train a base network."""
     model: Any = None
-    """Which network to train; a plan names its own."""
+    """Which network to train; a plan names its own, but for model=module."""
     data: Any = None
     """Which images; null: those of the plan's search."""
     trainer: Any = MISSING
@@ -131,7 +133,9 @@ class TrainConfig:
                 "nothing to train: give the plan.json of a search, plan=outputs/search/<run>/plan.json, "
                 "or a network and images, e.g. model=resnet20 data=cifar10."
             )
-        if self.plan is not None and (self.model is not None or self.weights is not None):
+        # Only a network of the user's own is named again: a plan must not say what code is run.
+        named = self.model is not None and self.model.get("source") != "module"
+        if self.plan is not None and (named or self.weights is not None):
             raise ValueError(f"plan={self.plan} brings its own network and weights; drop model= and weights=.")
 
 
@@ -141,7 +145,9 @@ def typed(config: DictConfig, schema: type[SearchConfig] | type[TrainConfig]) ->
     Raises:
         ValueError: If a value is missing or out of range, with the override to type.
     """
-    for name in sorted(OmegaConf.missing_keys(config)):
+    # A missing group first: settings that are taken from it could not be looked up.
+    missing = [str(name) for name in config if OmegaConf.is_missing(config, name)] or OmegaConf.missing_keys(config)
+    for name in sorted(missing):
         raise ValueError(f"{name} is missing; add {name}=… (see --help).")
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     values: dict[str, Any] = {}

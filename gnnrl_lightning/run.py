@@ -8,40 +8,30 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from gnnrl_lightning import data as data_modules
 from gnnrl_lightning.base import save_weights, train_base
 from gnnrl_lightning.config import SearchConfig, TrainConfig, build, typed
 from gnnrl_lightning.data import ImageDataModule, Preprocessing
 from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.measure import latencies, test_top1
 from gnnrl_lightning.files import write_json
-from gnnrl_lightning.fitting import build_trainer, device_of, fit, log_metrics, open_loggers
+from gnnrl_lightning.fitting import device_of, fit, log_metrics, open_loggers
 from gnnrl_lightning.models.factory import ModelSpec, check_model, create_model, preprocessing_of
 from gnnrl_lightning.pruning.plan import PruningPlan
-from gnnrl_lightning.pruning.surgery import load_pruned, make_plan, save_pruned, uniform_plan, verified
+from gnnrl_lightning.pruning.surgery import load_pruned, make_plan, provable, save_pruned, verified
 from gnnrl_lightning.report.page import write_report
 from gnnrl_lightning.report.results import choice, command, durations, stages
 from gnnrl_lightning.report.tables import stage_table
-from gnnrl_lightning.search.agents.protocol import Agent
 from gnnrl_lightning.search.environment import PruningEnv
-from gnnrl_lightning.search.module import SearchModule
-from gnnrl_lightning.search.progress import SearchProgress, SearchState
+from gnnrl_lightning.search.run import run_agent
 from gnnrl_lightning.topology import trace
 from gnnrl_lightning.topology.hierarchy import hierarchical_graph
 
 log = logging.getLogger(__name__)
-
-_SHAPING = (
-    *("model", "data", "agent", "cost", "importance", "recovery", "budget", "weights", "seed"),
-    *("exclude", "reward_images", "max_steps", "min_keep", "divisor"),
-)
-"""Settings that shape a search; a resumed one must have the same."""
-_LOADING = ("data.num_workers", "data.eval_batch_size")
-"""Those within them that only say how images are loaded."""
 
 
 def search(config: DictConfig) -> float:
@@ -64,7 +54,10 @@ def search(config: DictConfig) -> float:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     model = create_model(spec, data.num_classes, data.image_size, cfg.weights)
     shape = (1, 3, data.image_size, data.image_size)
-    topology = trace(model, torch.zeros(shape), divisor=cfg.divisor, min_keep=cfg.min_keep, exclude=tuple(cfg.exclude))
+    limits = {name: getattr(cfg, name) for name in ("divisor", "min_keep", "exclude", "keep_ends")}
+    topology = trace(model, torch.zeros(shape), **limits)
+    # A forward with sizes of its own that the trace cannot show is found now, not after the search.
+    topology, remove = provable(model, topology)
     cost = build(config.cost, topology=topology)
     recovery = build(config.recovery)
     env = PruningEnv(topology, cost, cfg.budget, lambda widths: evaluator(widths), cfg.max_steps)
@@ -77,8 +70,6 @@ def search(config: DictConfig) -> float:
         len(topology.groups),
         int(topology.full_widths().sum()),
     )
-    # A forward with sizes of its own that the trace cannot show is found now, not after the search.
-    verified(model, topology, [group.kept for group in uniform_plan(topology, model, keep=0.5).groups])
     reward = data.tensors("reward")
     available = len(data.splits["train"].labels)
     if recovery.images > available:
@@ -91,21 +82,14 @@ def search(config: DictConfig) -> float:
 
     with open_loggers(config, "search") as logger:
         if cfg.weights is None:
-            train_base(model, spec, data, cfg.base, config, logger)
+            train_base(model, spec, str(topology.program), data, cfg.base, config, logger)
         clock["search"] = time.perf_counter()
+        count = min(cfg.reward_images or len(reward[1]), len(reward[1]))
         evaluator = Evaluator(
-            model,
-            topology,
-            importance,
-            recovery,
-            reward,
-            training,
-            min(cfg.reward_images or len(reward[1]), len(reward[1])),
-            data.eval_batch_size,
-            device,
+            model, topology, remove, importance, recovery, reward, training, count, data.eval_batch_size, device
         )
-        module = _run_search(config, cfg, agent, env, folder, logger)
-        widths, whole = evaluator.winner(module.finalists(cfg.finalists))
+        module = run_agent(config, cfg, agent, env, folder, logger)
+        widths, whole = evaluator.winner(module.finalists(cfg.finalists), module.best["reward"])
         clock["finetune"] = time.perf_counter()
 
         kept = evaluator.kept(widths)
@@ -153,7 +137,7 @@ def search(config: DictConfig) -> float:
             write_json(folder / "results.json", results)
             report = write_report(folder)
             Console().print(stage_table(results))
-            log.info("report: %s\nthe network: gl.load_pruned(%r)", report, str(folder))
+            log.info("report: %s\nthe network: %s", report, _loading(spec, folder))
     return whole
 
 
@@ -176,25 +160,28 @@ def train(config: DictConfig) -> float:
         if plan.data is None:
             raise ValueError(f"plan={cfg.plan} does not say which images it saw; add data=….")
         # `+data.batch_size=256` changes one setting of the search's images, `data=cifar10` replaces them.
-        config = OmegaConf.merge(config, {"data": OmegaConf.merge(plan.data["config"], cfg.data or {})})  # type: ignore[assignment]
+        served = OmegaConf.merge(_of_this_package(plan.data["config"], cfg.plan), cfg.data or {})
+        config = OmegaConf.merge(config, {"data": served})  # type: ignore[assignment]
     if plan is not None and plan.model is not None and config.data.num_classes != plan.model["num_classes"]:
         raise ValueError(
             f"data.num_classes={config.data.num_classes}, but the network of plan={cfg.plan} has "
             f"{plan.model['num_classes']} classes; give the images that it was trained for."
         )
-    spec = ModelSpec.from_config(plan.model["spec"] if plan and plan.model else config.model)
-    if plan is None:
+    spec = ModelSpec.from_config(plan.model["spec"] if plan and plan.model and cfg.model is None else config.model)
+    if plan is None or plan.model is None:
         check_model(spec, config.data.num_classes, cfg.weights)
+    elif spec.to_dict() != plan.model["spec"]:
+        raise ValueError(f"{spec.setting} with model.kwargs={spec.kwargs} is not what plan={cfg.plan} is for.")
     # The pruned weights expect their images as the original's did, whatever images are given now.
     known = Preprocessing(**plan.data["preprocessing"]) if plan and plan.data else None
     data = _data(config, known or preprocessing_of(spec, cfg.weights))
     data.prepare_data()
     data.setup()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
+    size = int(plan.model["image_size"]) if plan and plan.model else data.image_size
+    model = create_model(spec, data.num_classes, size, cfg.weights)
     if plan is not None:
-        model = load_pruned(Path(str(cfg.plan)).parent)
-    else:
-        model = create_model(spec, data.num_classes, data.image_size, cfg.weights)
+        model = load_pruned(Path(str(cfg.plan)).parent, model)
     stage = "finetune" if plan else "base"
     with open_loggers(config, stage) as logger:
         before = test_top1(model, data.test_dataloader(), device, "before")
@@ -204,7 +191,7 @@ def train(config: DictConfig) -> float:
     log.info("%s: test top-1 %.2f %% before, %.2f %% after", spec.name, before, after)
     if plan is not None:
         rank_zero_only(save_pruned)(folder, model, plan)
-        log.info("the network: gl.load_pruned(%r)", str(folder))
+        log.info("the network: %s", _loading(spec, folder))
     else:
         save_weights(folder / f"{spec.name}.safetensors", model)
         log.info("the weights: weights=%s", folder / f"{spec.name}.safetensors")
@@ -214,46 +201,24 @@ def train(config: DictConfig) -> float:
     return reward_top1
 
 
+def _loading(spec: ModelSpec, folder: Path) -> str:
+    """What to type for the pruned network; one of the user's own is built by the user."""
+    return f"gl.load_pruned({str(folder)!r}{', model=…' if spec.source == 'module' else ''})"
+
+
+def _of_this_package(served: Any, path: str | None) -> Any:
+    """The images that a plan names, if this package serves them: a file must not say what code is run."""
+    known = {f"{data_modules.__name__}.{name}" for name in data_modules.__all__ if name.endswith("DataModule")}
+    plain = isinstance(served, dict) and all(
+        isinstance(value, int | float | str | None) and "${" not in str(value) for value in served.values()
+    )
+    if not plain or served.get("_target_") not in known:
+        raise ValueError(f"plan={path} names images that this package does not serve; add data=….")
+    return served
+
+
 def _data(config: DictConfig, preprocessing: Preprocessing) -> ImageDataModule:
     """The data module, checked before anything is downloaded or decoded."""
     data: ImageDataModule = build(config.data, preprocessing=preprocessing, seed=config.seed)
     data.check()
     return data
-
-
-def _run_search(
-    config: DictConfig, cfg: SearchConfig, agent: Agent, env: PruningEnv, folder: Path, logger: list[Logger]
-) -> SearchModule:
-    """Lets the agent search; goes on where an earlier run of this folder was stopped."""
-    names = [*_SHAPING, *(["base"] if cfg.weights is None else [])]
-    settings = _leaves({name: config[name] for name in names})
-    module = SearchModule(agent, env, cfg.episodes, cfg.seed, settings)
-    state = SearchState(folder)
-    trainer = build_trainer(
-        config,
-        logger,
-        [SearchProgress(), state],
-        max_epochs=module.iterations,
-        enable_progress_bar=False,
-        log_every_n_steps=1,
-        precision="32-true",  # the agent is tiny, and its probability ratios want every bit
-    )
-    resume = state.checkpoint if state.checkpoint.is_file() else None
-    if resume:
-        log.info("resuming from %s", resume)
-    trainer.fit(module, ckpt_path=resume, weights_only=True)
-    return module
-
-
-def _leaves(node: Any, path: str = "") -> dict[str, Any]:
-    """Settings by their dotted names, without those that only say how images are loaded."""
-    if isinstance(node, DictConfig):
-        node = OmegaConf.to_container(node, resolve=True)
-    if not isinstance(node, dict):
-        plain = list(node) if isinstance(node, ListConfig) else node
-        return {} if path in _LOADING else {path: plain}
-    return {
-        name: leaf
-        for key, value in node.items()
-        for name, leaf in _leaves(value, f"{path}.{key}" if path else key).items()
-    }

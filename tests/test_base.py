@@ -39,11 +39,11 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return rates
 
 
-def trained(folder: Path, lr: float = 0.1, name: str = "tiny", **changes: Any) -> Tensor:
+def trained(folder: Path, lr: float = 0.1, name: str = "tiny", program: str = "linear", **changes: Any) -> Tensor:
     model = nn.Linear(2, 3)
     settings = config(folder, **changes)
     data = DigitsDataModule(**settings.data, preprocessing=IMAGENET, seed=0)
-    train_base(model, ModelSpec("cifar", name), data, FitConfig(epochs=1, lr=lr), settings, [])
+    train_base(model, ModelSpec("cifar", name), program, data, FitConfig(epochs=1, lr=lr), settings, [])
     return model.weight.detach()
 
 
@@ -66,8 +66,8 @@ def test_what_leaves_the_network_as_it_is_needs_no_training(
 
 
 @pytest.mark.parametrize("changes", [
-    {"data__batch_size": 64}, {"data__size": 16}, {"seed": 1}, {"lr": 0.2}, {"name": "other"}, {"trainer__devices": 2},
-    {"trainer__precision": "bf16-mixed"}, {"trainer__gradient_clip_val": 1.0},
+    {"data__batch_size": 64}, {"data__size": 16}, {"seed": 1}, {"lr": 0.2}, {"name": "other"}, {"program": "another"},
+    {"trainer__devices": 2},    {"trainer__precision": "bf16-mixed"}, {"trainer__gradient_clip_val": 1.0},
 ])  # fmt: skip
 def test_what_shapes_the_network_needs_a_training(
     tmp_path: Path, trainings: list[float], changes: dict[str, Any]

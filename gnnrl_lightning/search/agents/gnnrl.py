@@ -29,8 +29,9 @@ class GNNRLAgent(nn.Module):
         gamma: Discount. 1: an episode's return should not depend on how many steps it took.
         gae_lambda: 1 is Monte-Carlo, as in the paper.
         critic_coeff: Weight of the critic's loss.
-        lr: Adam's learning rate of encoder and heads (authors' code: 3e-4).
-        offset_lr: Adam's learning rate of the groups' offsets; these move within a few hundred episodes.
+        lr: Adam's learning rate of encoder and heads at the start (authors' code: 3e-4). It shrinks with the standard
+            deviation, so that a step of the mean stays the same part of what is explored.
+        offset_lr: The same of the groups' offsets.
     """
 
     std: Tensor
@@ -71,6 +72,9 @@ class GNNRLAgent(nn.Module):
         self.lr = lr
         self.offset_lr = offset_lr
         self.register_buffer("std", torch.tensor(float(action_std)))
+        slow = [p for p in self.parameters() if p.requires_grad and p is not self.policy.offset]
+        groups = [{"params": slow, "lr": lr}, {"params": [self.policy.offset], "lr": offset_lr}]
+        self._optimizer = torch.optim.Adam(groups, eps=1e-5)
 
     def propose(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """Samples ratios in (0, 1), [B, G]."""
@@ -79,6 +83,8 @@ class GNNRLAgent(nn.Module):
 
     def learn(self, episodes: Episodes, progress: float, descend: Descend) -> dict[str, float]:
         """PPO on the whole batch, `ppo_epochs` times."""
+        for group, lr in zip(self._optimizer.param_groups, (self.lr, self.offset_lr), strict=True):
+            group["lr"] = lr * float(self.std) / self.stds[0]
         device = self.std.device
         active = episodes.active
         observations = episodes.observations[active].to(device)  # [N, G]
@@ -110,6 +116,4 @@ class GNNRLAgent(nn.Module):
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Adam over all parameters that are not frozen."""
-        slow = [p for p in self.parameters() if p.requires_grad and p is not self.policy.offset]
-        groups = [{"params": slow, "lr": self.lr}, {"params": [self.policy.offset], "lr": self.offset_lr}]
-        return torch.optim.Adam(groups, eps=1e-5)
+        return self._optimizer

@@ -1,0 +1,63 @@
+"""Runs an agent's search under Lightning: a fresh one, or one that was stopped."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from gnnrl_lightning.config import SearchConfig
+from gnnrl_lightning.fitting import build_trainer
+from gnnrl_lightning.search.agents.protocol import Agent
+from gnnrl_lightning.search.environment import PruningEnv
+from gnnrl_lightning.search.module import SearchModule
+from gnnrl_lightning.search.progress import SearchProgress, SearchState
+
+log = logging.getLogger(__name__)
+
+_SHAPING = (
+    *("model", "data", "agent", "cost", "importance", "recovery", "budget", "weights", "seed"),
+    *("exclude", "reward_images", "max_steps", "min_keep", "divisor", "keep_ends"),
+)
+"""Settings that shape a search; a resumed one must have the same."""
+_LOADING = ("data.num_workers", "data.eval_batch_size")
+"""Those within them that only say how images are loaded."""
+
+
+def run_agent(
+    config: DictConfig, cfg: SearchConfig, agent: Agent, env: PruningEnv, folder: Path, logger: list[Logger]
+) -> SearchModule:
+    """Lets the agent search; goes on where an earlier run of this folder was stopped."""
+    names = [*_SHAPING, *(["base"] if cfg.weights is None else [])]
+    settings = _leaves({name: config[name] for name in names})
+    module = SearchModule(agent, env, cfg.episodes, cfg.seed, settings)
+    state = SearchState(folder)
+    trainer = build_trainer(
+        config,
+        logger,
+        [SearchProgress(), state],
+        max_epochs=module.iterations,
+        enable_progress_bar=False,
+        log_every_n_steps=1,
+        precision="32-true",  # the agent is tiny, and its probability ratios want every bit
+    )
+    resume = state.checkpoint if state.checkpoint.is_file() else None
+    if resume:
+        log.info("resuming from %s", resume)
+    trainer.fit(module, ckpt_path=resume, weights_only=True)
+    return module
+
+
+def _leaves(node: Any, path: str = "") -> dict[str, Any]:
+    """Settings by their dotted names, without those that only say how images are loaded."""
+    if isinstance(node, DictConfig):
+        node = OmegaConf.to_container(node, resolve=True)
+    if not isinstance(node, dict):
+        plain = list(node) if isinstance(node, ListConfig) else node
+        return {} if path in _LOADING else {path: plain}
+    return {
+        name: leaf
+        for key, value in node.items()
+        for name, leaf in _leaves(value, f"{path}.{key}" if path else key).items()
+    }
