@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: install search test test-slow lint bench
+.PHONY: install search test test-slow lint bench coverage
 
 install: $(INSTALLED)
 
@@ -30,3 +30,7 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/speed.py
+
+coverage: $(INSTALLED)
+	$(BIN)/python -m pip install --editable '.[coverage]'
+	$(BIN)/python benchmarks/coverage.py
