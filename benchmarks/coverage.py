@@ -26,7 +26,8 @@ from rich.progress import track
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gnnrl_lightning.pruning.surgery import uniform_plan, verified
+from gnnrl_lightning.pruning.apply import uniform_plan
+from gnnrl_lightning.pruning.verify import verified
 from gnnrl_lightning.topology import trace
 
 TIMM = """

@@ -1,7 +1,7 @@
 """Topology-aware channel pruning: a trained CNN and a budget in, a really smaller network out."""
 
+from gnnrl_lightning.pruning.apply import apply_plan, load_pruned, save_pruned, uniform_plan
 from gnnrl_lightning.pruning.plan import PruningPlan
-from gnnrl_lightning.pruning.surgery import apply_plan, load_pruned, save_pruned, uniform_plan
 from gnnrl_lightning.topology import ChannelGroup, Topology, trace
 from gnnrl_lightning.topology.hierarchy import HierarchicalGraph, hierarchical_graph
 

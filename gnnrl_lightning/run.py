@@ -21,8 +21,9 @@ from gnnrl_lightning.evaluation.measure import latencies, test_top1
 from gnnrl_lightning.files import write_json
 from gnnrl_lightning.fitting import device_of, fit, log_metrics, open_loggers
 from gnnrl_lightning.models.factory import ModelSpec, check_model, create_model, preprocessing_of
+from gnnrl_lightning.pruning.apply import load_pruned, make_plan, save_pruned
 from gnnrl_lightning.pruning.plan import PruningPlan
-from gnnrl_lightning.pruning.surgery import load_pruned, make_plan, provable, save_pruned, verified
+from gnnrl_lightning.pruning.verify import provable, verified
 from gnnrl_lightning.report.page import write_report
 from gnnrl_lightning.report.results import choice, command, durations, stages
 from gnnrl_lightning.report.tables import stage_table

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gnnrl_lightning.data.preprocessing import HeldImages
 from gnnrl_lightning.pruning.importance import Magnitude, most_important
-from gnnrl_lightning.pruning.surgery import Removal
+from gnnrl_lightning.pruning.verify import Removal
 from gnnrl_lightning.topology import Topology
 
 

@@ -7,10 +7,10 @@ regular bipartite graph splits into such matchings (König), so that no channel 
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components, maximum_bipartite_matching
 
 
@@ -109,3 +109,15 @@ def _independent(constraints: Sequence[np.ndarray], fixed: int) -> list[list[np.
     table = csr_array((ones, tuple(np.array(pairs).T)), shape=(len(constraints), len(constraints)))
     part_of = connected_components(table, directed=False)[1]
     return [[constraints[int(i)] for i in np.flatnonzero(part_of == part)] for part in range(part_of.max() + 1)]
+
+
+def components(pairs: np.ndarray, count: int) -> np.ndarray:
+    """The class of each of `count` nodes, where pairs [2, N] belong together."""
+    ones = np.ones(pairs.shape[1], dtype=bool)
+    return connected_components(coo_array((ones, (pairs[0], pairs[1])), shape=(count, count)), directed=False)[1]
+
+
+def merged(classes: np.ndarray, sets: Iterable[Sequence[int]]) -> np.ndarray:
+    """Classes after those of each set have become one."""
+    pairs = np.array([(one[0], other) for one in sets for other in one[1:]], dtype=np.int64).reshape(-1, 2)
+    return components(pairs.T, int(classes.max()) + 1)[classes]

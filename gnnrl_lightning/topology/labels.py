@@ -6,18 +6,16 @@ the same torch operation; operations that combine elements merge them. In the en
 has a label vector, and labels that were merged can only be removed together. `rules.py` runs the program.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from gnnrl_lightning.topology.blocks import balanced_sets
+from gnnrl_lightning.topology.blocks import balanced_sets, components, merged
 from gnnrl_lightning.topology.trace import Program, shape_of
 
 LOCKED = 0
@@ -185,29 +183,17 @@ class Labels:
             locked: (reason, number of channels).
         """
         pairs = torch.cat(self._pairs, 1).numpy() if self._pairs else np.empty((2, 0), dtype=np.int64)
-        roots = _components(pairs, self._next)
+        roots = components(pairs, self._next)
         locked = [(reason, np.unique(roots[labels.numpy()])) for reason, labels in self.locks]
-        roots = _merge(roots, [[int(roots[LOCKED]), *(int(c) for _, found in locked for c in found)]])
+        roots = merged(roots, [[int(roots[LOCKED]), *(int(c) for _, found in locked for c in found)]])
         while self.blocks:
             sets, rest = balanced_sets([roots[blocks.numpy()] for blocks in self.blocks], int(roots[LOCKED]))
             if not sets and not rest:
                 break
             if rest:
                 locked.append(("the blocks of grouped convolutions cross", np.array(rest)))
-            roots = _merge(roots, [*sets, [int(roots[LOCKED]), *rest]])
+            roots = merged(roots, [*sets, [int(roots[LOCKED]), *rest]])
         return roots, [(reason, len(found)) for reason, found in locked]
-
-
-def _components(pairs: np.ndarray, count: int) -> np.ndarray:
-    """The class of each of `count` nodes, where pairs [2, N] belong together."""
-    ones = np.ones(pairs.shape[1], dtype=bool)
-    return connected_components(coo_array((ones, (pairs[0], pairs[1])), shape=(count, count)), directed=False)[1]
-
-
-def _merge(classes: np.ndarray, sets: Iterable[Sequence[int]]) -> np.ndarray:
-    """Classes after those of each set have become one."""
-    pairs = np.array([(one[0], other) for one in sets for other in one[1:]], dtype=np.int64).reshape(-1, 2)
-    return _components(pairs.T, int(classes.max()) + 1)[classes]
 
 
 def compact(labels: Tensor) -> Tensor:

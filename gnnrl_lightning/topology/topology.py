@@ -8,6 +8,7 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
+from gnnrl_lightning.topology.closed_form import Count, Products
 from gnnrl_lightning.topology.groups import collect
 from gnnrl_lightning.topology.labels import LOCKED, Labels, Product, Size, compact
 from gnnrl_lightning.topology.layers import LOCKED_ROW
@@ -15,32 +16,7 @@ from gnnrl_lightning.topology.rules import OUTPUT, propagate
 from gnnrl_lightning.topology.shuffle import fuse_shuffles
 from gnnrl_lightning.topology.trace import Program, export
 
-Count = tuple[int, Tensor]
-"""How a number of channels follows the widths: (fixed, counts [G]) stands for fixed + counts·w."""
-
-
 LOCKED_SLOT = torch.tensor([-1])
-
-
-class _Products:
-    """K products of D counts each, as functions of the widths: factor · ∏ (fixed + counts·w).
-
-    Exact, because doubles hold integers below 2⁵³.
-    """
-
-    def __init__(self, factors: Sequence[int], counts: Sequence[Sequence[Count]], groups: int):
-        depth = max((len(row) for row in counts), default=0)
-        one: Count = (1, torch.zeros(groups, dtype=torch.long))
-        rows = [[*row, *[one] * (depth - len(row))] for row in counts]
-        self.factors = torch.tensor(factors, dtype=torch.float64)  # [K]
-        self.fixed = torch.tensor([[fixed for fixed, _ in row] for row in rows], dtype=torch.float64)  # [K, D]
-        flat = [vector for row in rows for _, vector in row]
-        self.counts = torch.stack(flat).double() if flat else torch.zeros(0, groups, dtype=torch.float64)  # [K·D, G]
-
-    def __call__(self, widths: Tensor) -> Tensor:
-        """Values at widths [..., G], [..., K]."""
-        counts = (widths.double() @ self.counts.T).view(*widths.shape[:-1], *self.fixed.shape)
-        return self.factors * (self.fixed + counts).prod(-1)
 
 
 class Topology:
@@ -202,12 +178,12 @@ class Topology:
     def _operands(self, product: Product) -> list[Count]:
         return [self._count(vector) for vector in (product.rows, product.columns) if vector is not None]
 
-    def _products(self, products: Iterable[tuple[int, list[Count]]]) -> _Products:
+    def _products(self, products: Iterable[tuple[int, list[Count]]]) -> Products:
         factors, counts = [], []
         for factor, operands in products:
             factors.append(factor)
             counts.append(operands)
-        return _Products(factors, counts, len(self.groups))
+        return Products(factors, counts, len(self.groups))
 
 
 def trace(

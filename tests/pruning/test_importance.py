@@ -9,8 +9,8 @@ from tiny_networks import EXAMPLE, traced
 from torch import nn
 
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
+from gnnrl_lightning.pruning.apply import uniform_plan
 from gnnrl_lightning.pruning.importance import Magnitude, most_important
-from gnnrl_lightning.pruning.surgery import uniform_plan
 from gnnrl_lightning.topology import trace
 
 

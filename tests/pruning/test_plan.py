@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from gnnrl_lightning.models.factory import ModelSpec, create_model
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
+from gnnrl_lightning.pruning.apply import apply_plan, load_pruned, save_pruned, uniform_plan
 from gnnrl_lightning.pruning.plan import GroupPlan, PruningPlan
-from gnnrl_lightning.pruning.surgery import apply_plan, load_pruned, save_pruned, uniform_plan
 from gnnrl_lightning.topology import Topology, trace
 
 PLAN = PruningPlan(

@@ -10,15 +10,9 @@ from tiny_networks import CASES, EXAMPLE, Net, ShuffleV2, Standardised, images, 
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from gnnrl_lightning.pruning.apply import apply_plan, load_pruned, save_pruned, uniform_plan
 from gnnrl_lightning.pruning.rewrite import rewrite
-from gnnrl_lightning.pruning.surgery import (
-    apply_plan,
-    load_pruned,
-    relative_error,
-    save_pruned,
-    uniform_plan,
-    verified,
-)
+from gnnrl_lightning.pruning.verify import relative_error, verified
 from gnnrl_lightning.topology import trace
 
 REWRITTEN = [name for name, case in CASES.items() if case.rewritten]

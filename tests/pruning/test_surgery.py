@@ -9,17 +9,11 @@ import torchvision
 from torch import Tensor, fx, nn
 
 from gnnrl_lightning.models.resnet_cifar import PaddedShortcut, resnet_cifar
-from gnnrl_lightning.pruning import surgery
+from gnnrl_lightning.pruning import verify
+from gnnrl_lightning.pruning.apply import apply_plan, make_plan, uniform_plan
 from gnnrl_lightning.pruning.importance import Magnitude
-from gnnrl_lightning.pruning.surgery import (
-    apply_plan,
-    make_plan,
-    provable,
-    prune,
-    relative_error,
-    uniform_plan,
-    verified,
-)
+from gnnrl_lightning.pruning.surgery import prune
+from gnnrl_lightning.pruning.verify import provable, relative_error, verified
 from gnnrl_lightning.topology import Topology, trace
 
 
@@ -113,9 +107,9 @@ def test_a_wrong_network_is_refused(
         return small
 
     kept = pruning.kept(topology, widths)
-    monkeypatch.setattr(surgery, "prune", wrong)
+    monkeypatch.setattr(verify, "prune", wrong)
     assert isinstance(verified(model, topology, kept), fx.GraphModule)
-    monkeypatch.setattr(surgery, "rewrite", wrong)
+    monkeypatch.setattr(verify, "rewrite", wrong)
     with pytest.raises(ValueError, match="CifarResNet computes something else after pruning"):
         verified(model, topology, kept)
 

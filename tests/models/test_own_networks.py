@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from gnnrl_lightning.data.preprocessing import IMAGENET
 from gnnrl_lightning.models.factory import ModelSpec, check_model, create_model, preprocessing_of
+from gnnrl_lightning.pruning.apply import load_pruned, save_pruned, uniform_plan
 from gnnrl_lightning.pruning.plan import PruningPlan
-from gnnrl_lightning.pruning.surgery import load_pruned, save_pruned, uniform_plan
 from gnnrl_lightning.topology import trace
 
 CODE = """

@@ -1,0 +1,139 @@
+"""From channel importance to a plan, from a plan to the smaller network, and to files and back."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from gnnrl_lightning.files import write_bytes
+from gnnrl_lightning.pruning.importance import Magnitude, most_important
+from gnnrl_lightning.pruning.plan import GroupPlan, PruningPlan
+from gnnrl_lightning.pruning.rewrite import REWRITTEN, rewrite
+from gnnrl_lightning.pruning.surgery import prune
+from gnnrl_lightning.pruning.verify import verified
+from gnnrl_lightning.topology import Topology, trace
+
+Importance = Callable[[nn.Module, Topology], list[Tensor]]
+"""Scores the channels of each group, one tensor [width] a group; higher is more important."""
+
+
+def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
+    """Returns the smaller network of a plan, after a check that it computes what the masked original computes.
+
+    It is of the model's own class where that is right with fewer channels, else the rewritten graph (`fx.GraphModule`).
+
+    Args:
+        model: The network that the plan was made for; unchanged.
+        plan: Which channels stay.
+
+    Raises:
+        ValueError: If the plan is for another network, or the result would be another function, or the network's
+            outputs are not finite, so that nothing can be compared.
+    """
+    topology, kept = _locate(model, plan)
+    return verified(model, topology, kept)
+
+
+def uniform_plan(
+    topology: Topology, model: nn.Module, keep: float = 0.5, importance: str | Importance = "l1"
+) -> PruningPlan:
+    """A plan that keeps the same fraction of every group.
+
+    Args:
+        topology: The network's groups.
+        model: The network, for the importance of its channels.
+        keep: Fraction of channels that stays, in (0, 1].
+        importance: `l1` or `l2` for the filters' norm, or what scores the channels of each group.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep={keep} must be in (0, 1].")
+    if isinstance(importance, str):
+        if importance not in ("l1", "l2"):
+            raise ValueError(f"importance={importance} must be l1 or l2, or an object such as Magnitude(1).")
+        importance = Magnitude(int(importance[1]))
+    widths = torch.tensor(
+        [min(group.widths(), key=lambda width: abs(width - keep * group.width)) for group in topology.groups]
+    )
+    return make_plan(topology, most_important(importance(model, topology), widths))
+
+
+def make_plan(topology: Topology, kept: Sequence[Sequence[int]]) -> PruningPlan:
+    """The plan that keeps these channels of each group."""
+    groups = tuple(
+        GroupPlan(group.name, group.width, tuple(channels))
+        for group, channels in zip(topology.groups, kept, strict=True)
+    )
+    return PruningPlan(groups, tuple(topology.program.example_shape), topology.exclude)
+
+
+def save_pruned(folder: Path, small: nn.Module, plan: PruningPlan) -> None:
+    """Writes `pruned.safetensors` and `plan.json`; `load_pruned` reads them back."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # Cloned, because safetensors refuses tensors that share memory, as tied weights do.
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in small.state_dict().items()}
+    write_bytes(folder / "pruned.safetensors", save(state))
+    replace(plan, rewritten=REWRITTEN in getattr(small, "meta", {})).save(folder / "plan.json")
+
+
+def load_pruned(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
+    """Builds the pruned network of a run's folder, in eval mode.
+
+    Args:
+        folder: With `plan.json` and `pruned.safetensors`.
+        model: The unpruned network (any weights), where the plan does not say how to build it.
+
+    Raises:
+        ValueError: If a file is missing or damaged, or does not fit the network.
+    """
+    folder = Path(folder)
+    plan = PruningPlan.load(folder / "plan.json")
+    path = folder / "pruned.safetensors"
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; the run did not reach its end.")
+    if model is None:
+        model = _build(plan, folder / "plan.json")
+    small = (rewrite if plan.rewritten else prune)(model, *_locate(model, plan))
+    try:
+        small.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"{path} does not hold the weights of its plan: {reason}") from error
+    return small.eval()
+
+
+def _build(plan: PruningPlan, path: Path) -> nn.Module:
+    """The unpruned network of a plan, with any weights."""
+    # Imported here: it takes all of Lightning and torchvision, which the rest of the package does without.
+    from gnnrl_lightning.models.factory import ModelSpec, create_model
+
+    if plan.model is None:
+        raise ValueError(f"{path} does not say how to build its network; pass it as model=….")
+    try:
+        spec = ModelSpec.from_config(plan.model["spec"])
+        num_classes, image_size = int(plan.model["num_classes"]), int(plan.model["image_size"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not say how to build its network ({error}); pass it as model=….") from error
+    return create_model(spec, num_classes, image_size, weights=None)
+
+
+def _locate(model: nn.Module, plan: PruningPlan) -> tuple[Topology, list[Sequence[int]]]:
+    """The network's topology and what the plan keeps of each of its groups."""
+    example = torch.zeros(plan.input_shape).to(next(model.parameters()))
+    topology = trace(model, example, exclude=plan.exclude)
+    planned = {group.name: group for group in plan.groups}
+    known = {group.name: group.width for group in topology.groups}
+    for group in plan.groups:
+        if known.get(group.name) != group.width:
+            found = f"has {known[group.name]}" if group.name in known else "does not exist"
+            raise ValueError(
+                f"the plan is for another network: group {group.name} has {group.width} channels in the plan "
+                f"and {found} in {type(model).__name__}."
+            )
+    return topology, [planned[g.name].kept if g.name in planned else range(g.width) for g in topology.groups]

@@ -1,0 +1,111 @@
+"""No pruned network is handed out before it was compared with the original without the removed channels."""
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from gnnrl_lightning.pruning.program import masked_output, tensors_of
+from gnnrl_lightning.pruning.rewrite import REWRITTEN, rewrite
+from gnnrl_lightning.pruning.surgery import prune
+from gnnrl_lightning.topology import Topology
+
+TOLERANCE = 1e-4
+
+Removal = Callable[[nn.Module, Topology, Sequence[Sequence[int]]], nn.Module]
+"""Gives the network without the channels that are not kept: `prune` or `rewrite`."""
+
+log = logging.getLogger(__name__)
+
+
+def verified(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]) -> nn.Module:
+    """As `apply_plan`, for channels that are already located."""
+    small, reasons = _attempt(model, topology, kept)
+    if small is None:
+        raise ValueError(
+            f"{type(model).__name__} computes something else after pruning, by surgery ({reasons[0]}) and as a "
+            f"rewritten graph ({reasons[1]}); keep the layers at fault whole with exclude=[…]."
+        )
+    return small
+
+
+def provable(model: nn.Module, topology: Topology) -> tuple[Topology, Removal]:
+    """Finds out how a network's channels are removed, and locks the groups for which no way is right.
+
+    Half of each group is removed and the result checked as in `apply_plan`.
+
+    Returns:
+        The topology, without those groups, and `prune` where surgery is enough, else `rewrite`.
+
+    Raises:
+        ValueError: If no group is left.
+    """
+
+    def half(groups: Sequence[int]) -> list[range]:
+        widths = [group.width for group in topology.groups]
+        return [range(-(-width // 2) if i in groups else width) for i, width in enumerate(widths)]
+
+    def at_fault(groups: Sequence[int]) -> list[int]:
+        if _attempt(model, topology, half(groups))[0] is not None:
+            return []
+        middle = len(groups) // 2
+        return [*at_fault(groups[:middle]), *at_fault(groups[middle:])] if middle else list(groups)
+
+    everything = range(len(topology.groups))
+    small, reasons = _attempt(model, topology, half(everything))
+    if small is None:
+        wrong = at_fault(everything)
+        for group in wrong:
+            log.warning("%s stays whole: %s", topology.groups[group].name, reasons[1])
+        topology = topology.without(wrong, f"neither surgery nor a rewritten graph is right ({reasons[1]})")
+        small = verified(model, topology, half(range(len(topology.groups))))
+    return topology, rewrite if REWRITTEN in getattr(small, "meta", {}) else prune
+
+
+def _attempt(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]) -> tuple[nn.Module | None, list[str]]:
+    """The network by the first way that is right, and why the ways before it were not."""
+    shape = (topology.program.batch, *topology.program.example_shape[1:])
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    # Off the GPU and in single precision: TF32 and half precision differ by more than the tolerance and mean nothing.
+    tensors = {name: value.detach().cpu() for name, value in tensors_of(model).items()}
+    tensors = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+    reference = _join(masked_output(tensors, topology, topology.keep_mask(kept), images))
+    if not reference.isfinite().all():
+        raise ValueError(
+            f"{type(model).__name__} cannot be checked after pruning: the network's own outputs are not finite; "
+            f"load other weights."
+        )
+    reasons: list[str] = []
+    for way in (prune, rewrite):
+        try:
+            small = way(model, topology, kept)
+            error = relative_error(_evaluate(copy.deepcopy(small).cpu().float(), images), reference)
+            if error <= TOLERANCE:
+                return small, reasons
+            reasons.append(f"relative error {error:.1e}")
+        except Exception as failure:  # whatever the user's forward raises once its channels are fewer
+            reasons.append(str(failure).strip().partition("\n")[0] or type(failure).__name__)
+    return None, reasons
+
+
+def relative_error(result: Tensor, reference: Tensor) -> float:
+    """Largest difference as a fraction of the reference's largest value; infinite where the shapes differ."""
+    if result.shape != reference.shape:
+        return math.inf
+    return float((result - reference).abs().max() / reference.abs().max().clamp(min=1e-12))
+
+
+@torch.no_grad()
+def _evaluate(model: nn.Module, images: Tensor) -> Tensor:
+    """The output of a network that is not needed afterwards."""
+    return _join(model.eval()(images.clone()))
+
+
+def _join(outputs: Any) -> Tensor:
+    """All outputs in one vector."""
+    return torch.cat([leaf.flatten().float() for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)])
