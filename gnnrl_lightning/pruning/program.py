@@ -98,7 +98,7 @@ def _restricted(node: Any, values: Mapping[fx.Node, Any], topology: Topology, ma
     if Program.operation(node) == "layer_norm":
         args[1] = [len(index)]
     result = node.target(*args, **{name: left(argument) for name, argument in node.kwargs.items()})
-    if result.shape != args[0].shape:
+    if Program.shape(node) != Program.shape(source):
         return result
     whole = torch.zeros_like(values[source])
     return whole.index_copy_(dim, index, result)

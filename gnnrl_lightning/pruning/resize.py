@@ -81,7 +81,7 @@ def _choose(to: "Rewriter", node: fx.Node) -> fx.Node | None:
     index = (stay.cumsum(0) - 1)[chosen[stay[chosen]]]
     x = to.argument(node.args[0])
     if torch.equal(index, torch.arange(len(index)) + index[:1]):
-        return to.call(torch.ops.aten.narrow.default, (x, dim, int(index[0]), len(index)))
+        return to.call(torch.ops.aten.narrow.default, (x, dim, int(index[:1].sum()), len(index)))
     buffer = to.attribute(f"{node.name}_index", index)
     return to.call(torch.ops.aten.index_select.default, (x, dim, buffer))
 

@@ -35,6 +35,9 @@ def rewrite(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]])
     network = Rewriter(model, topology, topology.keep_mask(kept)).run()
     network.meta[REWRITTEN] = True
     network.train(model.training)
+    for name, module in model.named_modules():
+        if name in dict(network.named_modules()):
+            network.get_submodule(name).training = module.training
     return network.to(next(model.parameters()).device)
 
 
@@ -74,7 +77,10 @@ class Rewriter:
             return self._placeholder(node)
         if node.name in self._folded:
             value = cut(self._folded[node.name], node.name, self.topology, self.mask).detach().clone()
-            return self.attribute(".".join(filter(None, (Program.module_path(node), node.name))), nn.Parameter(value))
+            sources = [self.tensors[name] for name in self.topology.sources(node.name)]
+            if any(isinstance(source, nn.Parameter) for source in sources):
+                value = nn.Parameter(value, any(source.requires_grad for source in sources))
+            return self.attribute(".".join(filter(None, (Program.module_path(node), node.name))), value)
         if node.name in constants:  # kept as a buffer, which moves to a GPU with the network
             needed = any(user.name not in constants for user in node.users)
             return self.attribute(node.name, *evaluate([node], {}, self.program)) if needed else None

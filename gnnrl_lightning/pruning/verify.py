@@ -37,33 +37,39 @@ def verified(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]
 def provable(model: nn.Module, topology: Topology) -> tuple[Topology, Removal]:
     """Finds out how a network's channels are removed, and locks the groups for which no way is right.
 
-    Half of each group is removed and the result checked as in `apply_plan`.
+    A quarter or three quarters of each group are removed, by turns and from its far end, and the result is checked as in
+    `apply_plan`: where two halves keep equally many, a chunk is right by chance.
 
     Returns:
         The topology, without those groups, and `prune` where surgery is enough, else `rewrite`.
 
     Raises:
-        ValueError: If no group is left.
+        ValueError: If no group is left, or these groups only go wrong together.
     """
+    some: list[Sequence[int]] = []
+    for index, group in enumerate(topology.groups):
+        first = 2 * int((0.25, 0.75)[index % 2] * group.width / 2)
+        some.append([*range(first), group.width - 1])
 
-    def half(groups: Sequence[int]) -> list[range]:
-        widths = [group.width for group in topology.groups]
-        return [range(-(-width // 2) if i in groups else width) for i, width in enumerate(widths)]
+    def of(groups: Sequence[int]) -> list[Sequence[int]]:
+        return [some[i] if i in groups else range(group.width) for i, group in enumerate(topology.groups)]
 
     def at_fault(groups: Sequence[int]) -> list[int]:
-        if _attempt(model, topology, half(groups))[0] is not None:
+        if _attempt(model, topology, of(groups))[0] is not None:
             return []
         middle = len(groups) // 2
         return [*at_fault(groups[:middle]), *at_fault(groups[middle:])] if middle else list(groups)
 
     everything = range(len(topology.groups))
-    small, reasons = _attempt(model, topology, half(everything))
+    small, reasons = _attempt(model, topology, some)
     if small is None:
         wrong = at_fault(everything)
-        for group in wrong:
-            log.warning("%s stays whole: %s", topology.groups[group].name, reasons[1])
+        for index in wrong:
+            log.warning("%s stays whole: %s", topology.groups[index].name, reasons[1])
         topology = topology.without(wrong, f"neither surgery nor a rewritten graph is right ({reasons[1]})")
-        small = verified(model, topology, half(range(len(topology.groups))))
+        if not topology.groups:
+            raise ValueError(f"nothing in {type(model).__name__} can be pruned: {reasons[1]}.")
+        small = verified(model, topology, [channels for i, channels in enumerate(some) if i not in wrong])
     return topology, rewrite if REWRITTEN in getattr(small, "meta", {}) else prune
 
 
@@ -85,9 +91,9 @@ def _attempt(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]
         try:
             small = way(model, topology, kept)
             error = relative_error(_evaluate(copy.deepcopy(small).cpu().float(), images), reference)
-            if error <= TOLERANCE:
+            if error <= TOLERANCE and (not topology.program.unused or _trains(small, images)):
                 return small, reasons
-            reasons.append(f"relative error {error:.1e}")
+            reasons.append("only eval() works" if error <= TOLERANCE else f"relative error {error:.1e}")
         except Exception as failure:  # whatever the user's forward raises once its channels are fewer
             reasons.append(str(failure).strip().partition("\n")[0] or type(failure).__name__)
     return None, reasons
@@ -98,6 +104,16 @@ def relative_error(result: Tensor, reference: Tensor) -> float:
     if result.shape != reference.shape:
         return math.inf
     return float((result - reference).abs().max() / reference.abs().max().clamp(min=1e-12))
+
+
+def _trains(model: nn.Module, images: Tensor) -> bool:
+    """Whether `forward` runs in train mode, where it may have branches that the trace does not show."""
+    try:
+        with torch.no_grad():
+            copy.deepcopy(model).cpu().float().train()(images.clone())
+    except Exception:  # whatever the user's forward raises
+        return False
+    return True
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gnnrl_lightning.topology.labels import LOCKED, Labels
+from gnnrl_lightning.topology.trace import Program
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def collect(
         width = len(found)
         slot_of_class[found] = np.arange(start, start + width)
         start += width
-        name = _name(members)
+        name = _name(labels, members)
         uses[name] += 1
         # Rounded first, so that 0.07 · 100 = 7.000000000000001 asks for 7 channels.
         min_width = max(1, math.ceil(round(min_keep * width, 9)))
@@ -88,6 +89,10 @@ def collect(
     return groups, slot_of_class
 
 
-def _name(members: tuple[Member, ...]) -> str:
+def _name(labels: Labels, members: tuple[Member, ...]) -> str:
+    """Path of the first layer that produces the group, of the operation where its weight is computed."""
     producers = [member for member in members if member.dimension == 0]
-    return (producers or members)[0].parameter.rpartition(".")[0]
+    parameter = (producers or members)[0].parameter
+    if parameter in labels.folded:
+        return Program.module_path(labels.folded[parameter]) or parameter
+    return parameter.rpartition(".")[0]

@@ -95,6 +95,12 @@ def move(state: Labels, node: fx.Node, args: Any, kwargs: Any) -> Any:
     result = node.target(*args, **kwargs)
     if name in CUT and _indexes_channels(name, args[0], *args[1:]):
         state.lock(args[0], f"{Program.place(node)} has the number of a channel in the code")
+    for part in result if isinstance(result, (list, tuple)) else [result]:
+        # Cut out alone, a channel may scale all others, and so has to be there.
+        if name in CUT and any(
+            a > b == 1 and varies(args[0], d) for d, (a, b) in enumerate(zip(args[0].shape, part.shape, strict=False))
+        ):
+            state.lock(part, f"{Program.place(node)} cuts out a single channel")
     return result
 
 

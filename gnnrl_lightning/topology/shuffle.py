@@ -21,6 +21,20 @@ def take(x: Tensor, dim: int, index: Sequence[int]) -> Tensor:
     return x.index_select(dim, torch.tensor(index, device=x.device))
 
 
+def name_indices(program: Program) -> None:
+    """Replaces selections by a tensor whose values are known by `take`, in place; rewritten networks have them."""
+    for node in list(program.graph.nodes):
+        if node.op != "call_function" or Program.operation(node) != "index_select":
+            continue
+        x, dim, index = node.args
+        if isinstance(index, fx.Node) and index.name in program.indices:
+            with program.graph.inserting_before(node):
+                new = program.graph.call_function(take, (x, dim, program.indices[index.name].tolist()))
+            new.meta = dict(node.meta)
+            node.replace_all_uses_with(new)
+            program.graph.erase_node(node)
+
+
 def fuse_shuffles(graph: fx.Graph) -> None:
     """Replaces every chain of views and transposes that only permutes channels by one `take`, in place."""
     for node in list(graph.nodes):
@@ -53,6 +67,8 @@ def _permutation(chain: list[fx.Node]) -> list[int] | None:
     shape = Program.shape(source)
     if len(shape) < 3 or Program.shape(chain[-1]) != shape or shape.numel() == 0:
         return None
+    if any(Program.shape(node)[0] != shape[0] for node in chain):
+        return None  # what it does to images depends on how many there are
     before = torch.arange(shape.numel()).view(shape)
     after = before
     for node in chain:
@@ -64,6 +80,8 @@ def _permutation(chain: list[fx.Node]) -> list[int] | None:
             assert callable(node.target)
             after = node.target(after, *pytree.tree_map(known, rest), **kwargs)
     order = after[0].flatten(1)[:, 0] // shape[2:].numel()
+    if int(order.max()) >= shape[1]:
+        return None  # images change places as well
     return order.tolist() if torch.equal(after, before.index_select(1, order)) else None
 
 

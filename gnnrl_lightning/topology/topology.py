@@ -13,7 +13,7 @@ from gnnrl_lightning.topology.groups import collect
 from gnnrl_lightning.topology.labels import LOCKED, Labels, Product, Size, compact
 from gnnrl_lightning.topology.layers import LOCKED_ROW
 from gnnrl_lightning.topology.rules import OUTPUT, propagate
-from gnnrl_lightning.topology.shuffle import fuse_shuffles
+from gnnrl_lightning.topology.shuffle import fuse_shuffles, name_indices
 from gnnrl_lightning.topology.trace import Program, export
 
 LOCKED_SLOT = torch.tensor([-1])
@@ -108,7 +108,7 @@ class Topology:
     @overload
     def parameters(self, widths: Tensor) -> Tensor: ...
     def parameters(self, widths: Tensor | None = None) -> int | Tensor:
-        """Number of parameters; shared ones count once. Arguments and result as those of `macs`."""
+        """Number of parameters that the network computes with; shared ones count once. Otherwise as `macs`."""
         if widths is None:
             return int(self.parameters(self.full_widths()))
         return self._parameters(widths).sum(-1).round().long()
@@ -151,16 +151,26 @@ class Topology:
     def _counted(self) -> set[str]:
         """Names of the network's parameters: what is folded and shrinks stands for those that it is computed from."""
         if not self.folds:
-            return set(self.program.parameters)
-        folds = {self.labels.folded[name] for name in self.folds}
+            return set(self.program.parameters - self.program.unused)
+        cut = {self.labels.folded[name] for name in self.folds}
         reached, pending = set(), [node for node in self.program.graph.nodes if node.op == "output"]
         while pending:
             for source in pending.pop().all_input_nodes:
-                if source not in reached and source not in folds:
+                if source not in reached and source not in cut:
                     reached.add(source)
                     pending.append(source)
         left = {self.program.state[node.name] for node in reached if node.name in self.program.state}
-        return (left & self.program.parameters) | self.folds
+        folds = {name for name in self.folds if self.sources(name) & self.program.parameters}
+        return (left & self.program.parameters) | folds
+
+    def sources(self, fold: str) -> set[str]:
+        """Parameters and buffers that a folded tensor is computed from."""
+        seen, pending = set(), [self.labels.folded[fold]]
+        while pending:
+            node = pending.pop()
+            seen.add(node)
+            pending += [source for source in node.all_input_nodes if source not in seen]
+        return {self.program.state[node.name] for node in seen if node.name in self.program.state}
 
     def _count(self, vector: Tensor) -> Count:
         slots = self.slots_of(vector)
@@ -215,6 +225,7 @@ def trace(
     if not 0 <= min_keep <= 1:
         raise ValueError(f"min_keep={min_keep} must be in [0, 1], the fraction of its channels that a group keeps.")
     program = export(model, example_input)
+    name_indices(program)
     fuse_shuffles(program.graph)
     topology = Topology(program, propagate(program), divisor, min_keep, exclude, keep_ends)
     if not topology.groups:

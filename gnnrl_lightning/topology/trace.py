@@ -18,6 +18,7 @@ class Program:
         graph: One node an operation, in the order of execution; `meta["val"]` holds shapes.
         state: Placeholder name to the name of the parameter or buffer that it stands for.
         constants: Placeholder name to the tensor that `forward` made up: neither an input nor a parameter.
+        indices: Placeholder name to the value of each tensor of integers: constants and buffers.
         shapes: Shape of every parameter and buffer, by name; a shared one has the first of its names.
         parameters: The names among them that are parameters.
         modules: The model's modules by path; never changed.
@@ -29,12 +30,19 @@ class Program:
     graph: fx.Graph
     state: Mapping[str, str]
     constants: Mapping[str, Tensor]
+    indices: Mapping[str, Tensor]
     shapes: Mapping[str, torch.Size]
     parameters: frozenset[str]
     modules: Mapping[str, nn.Module]
     example_shape: torch.Size
     batch: int
     structure: pytree.TreeSpec
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """Parameters that the program never reads: those of branches that only training takes, as auxiliary heads."""
+        read = {self.state[node.name] for node in self.graph.nodes if node.name in self.state and node.users}
+        return self.parameters - read
 
     def __str__(self) -> str:
         """The operations and the shapes of all parameters and buffers: equal for equal networks."""
@@ -112,13 +120,17 @@ def export(model: nn.Module, example_input: Tensor) -> Program:
     )
     canonical = {alias: name_of[id(value)] for alias, value in aliases}
     state = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    constants = {
+        placeholder: exported.constants[name]
+        for placeholder, name in signature.inputs_to_lifted_tensor_constants.items()
+    }
+    buffers = dict(twin.named_buffers(remove_duplicate=False))
+    known_values = {**constants, **{key: buffers[name] for key, name in signature.inputs_to_buffers.items()}}
     return Program(
         graph=exported.graph,
         state={placeholder: canonical[name] for placeholder, name in state.items()},
-        constants={
-            placeholder: exported.constants[name]
-            for placeholder, name in signature.inputs_to_lifted_tensor_constants.items()
-        },
+        constants=constants,
+        indices={name: value for name, value in known_values.items() if value.dtype == torch.long},
         shapes={name: value.shape for name, value in tensors},
         parameters=frozenset(name for name, _ in twin.named_parameters()),
         modules=dict(model.named_modules()),

@@ -10,6 +10,7 @@ from gnnrl_lightning.evaluation.measure import latencies, test_top1
 from gnnrl_lightning.evaluation.recovery import BatchNormRecovery, NoRecovery
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
 from gnnrl_lightning.pruning.importance import Magnitude
+from gnnrl_lightning.pruning.surgery import prune
 from gnnrl_lightning.topology import Topology, trace
 
 test_top1.__test__ = False  # a function of the package, not a test
@@ -39,7 +40,7 @@ REWARD, TRAIN = images_of(60, 0), images_of(32, 1)
 def evaluator_of(network: nn.Module, topology: Topology, recovery: object = None, reward_images: int = 60) -> Evaluator:
     model = copy.deepcopy(network)
     recovery = recovery or NoRecovery()
-    return Evaluator(model, topology, Magnitude(1), recovery, REWARD, TRAIN, reward_images, 16, CPU)  # type: ignore[arg-type]
+    return Evaluator(model, topology, prune, Magnitude(1), recovery, REWARD, TRAIN, reward_images, 16, CPU)  # type: ignore[arg-type]
 
 
 def half(topology: Topology) -> Tensor:

@@ -185,6 +185,37 @@ def test_what_neither_way_can_do_is_one_sentence_and_stays_whole(pruning: Any) -
         assert relative_error(way(model, left, kept)(images(2, 8)), reference) < 1e-4
 
 
+class Auxiliary(nn.Module):
+    """A second head that only training uses, as in Inception."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1)
+        self.auxiliary = nn.Conv2d(8, 2, 1)
+        self.head = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x).relu()
+        y = self.head(self.b(x).relu())
+        return (y, self.auxiliary(x)) if self.training else y
+
+
+def test_branches_of_training_alone_do_not_break_training(pruning: Any) -> None:
+    torch.manual_seed(0)
+    model = Auxiliary().eval()
+    topology = trace(model, torch.zeros(1, 3, 8, 8))
+    kept = pruning.kept(topology, torch.tensor([5, 3]))
+    small = apply_plan(model, make_plan(topology, kept))
+    assert topology.parameters(torch.tensor([5, 3])) == sum(
+        p.numel() for name, p in small.named_parameters() if "auxiliary" not in name
+    )
+    with torch.no_grad():
+        reference = pruning.masked(model, topology, kept)(images(2, 8))
+        assert relative_error(small(images(2, 8)), reference) < 1e-4
+    outputs = small.train()(images(2, 8))
+    (outputs[0] if isinstance(outputs, tuple) else outputs).sum().backward()
+
+
 def test_groups_can_be_locked_afterwards() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 4, 1), nn.Conv2d(4, 2, 1))
     topology = trace(model, torch.zeros(1, 3, 8, 8), exclude=["^0"])
