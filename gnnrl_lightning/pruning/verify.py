@@ -37,8 +37,8 @@ def verified(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]
 def provable(model: nn.Module, topology: Topology) -> tuple[Topology, Removal]:
     """Finds out how a network's channels are removed, and locks the groups for which no way is right.
 
-    A quarter or three quarters of each group are removed, by turns and from its far end, and the result is checked as in
-    `apply_plan`: where two halves keep equally many, a chunk is right by chance.
+    A quarter or three quarters of each group are removed, by turns and from its near end, and the result is checked as
+    in `apply_plan`: where two halves keep equally many, a chunk would be right by chance.
 
     Returns:
         The topology, without those groups, and `prune` where surgery is enough, else `rewrite`.
@@ -48,8 +48,8 @@ def provable(model: nn.Module, topology: Topology) -> tuple[Topology, Removal]:
     """
     some: list[Sequence[int]] = []
     for index, group in enumerate(topology.groups):
-        first = 2 * int((0.25, 0.75)[index % 2] * group.width / 2)
-        some.append([*range(first), group.width - 1])
+        last = 2 * int((0.25, 0.75)[index % 2] * group.width / 2)
+        some.append(sorted({0, *range(group.width - last, group.width)}))
 
     def of(groups: Sequence[int]) -> list[Sequence[int]]:
         return [some[i] if i in groups else range(group.width) for i, group in enumerate(topology.groups)]

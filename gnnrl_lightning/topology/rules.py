@@ -111,6 +111,9 @@ def _apply(state: Labels, node: Any, args: Any, kwargs: Any) -> Any:
         return products.RULES[name](state, node, *args, **kwargs)
     if name in RULES and isinstance(args[0], Tensor):
         return RULES[name](state, node, *args, **kwargs)
+    if name.endswith("_") and _strided(node.args[0]):
+        # In the rewritten network a choice of channels is a copy, which leaves what it was cut from as it is.
+        return unknown(state, node, [*operands, state.outputs[node.args[0].args[0].name]])
     if name in FILL:
         state.batched.add(node.name)
         return Constant(Program.shape(node))
@@ -125,6 +128,10 @@ def _apply(state: Labels, node: Any, args: Any, kwargs: Any) -> Any:
     if name in movement.MOVE or name in movement.CUT:
         return movement.move(state, node, args, kwargs)
     return unknown(state, node, operands)
+
+
+def _strided(node: Any) -> bool:
+    return isinstance(node, fx.Node) and Program.operation(node) == "slice" and node.args[4:] not in ((), (1,))
 
 
 def _depends_on_batch(state: Labels, values: dict[fx.Node, Any], node: fx.Node) -> bool:

@@ -150,7 +150,7 @@ def test_a_forward_that_cannot_follow_is_rewritten(forward: Callable[..., Tensor
 
 
 class InPlace(nn.Module):
-    """It writes into every other channel: a choice of channels, which becomes a copy once it is no stride."""
+    """It writes into every other channel: a choice of channels, which would become a copy once it is no stride."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -164,25 +164,40 @@ class InPlace(nn.Module):
         return self.head(self.c(y).relu())
 
 
-def test_what_neither_way_can_do_is_one_sentence_and_stays_whole(pruning: Any) -> None:
+def test_what_is_changed_in_place_stays(pruning: Any) -> None:
     torch.manual_seed(0)
     model = InPlace().eval()
     topology = trace(model, torch.zeros(1, 3, 8, 8))
-    assert [(group.name, group.width) for group in topology.groups] == [("a", 4), ("a#2", 4), ("c", 6)]
-    kept = [[0, 2], [1, 2, 3], list(range(6))]
+    assert [(group.name, group.width) for group in topology.groups] == [("c", 6)]
+    kept = [[1, 2, 5]]
+    with torch.no_grad():
+        reference = pruning.masked(model, topology, kept)(images(2, 8))
+        assert relative_error(verified(model, topology, kept)(images(2, 8)), reference) < 1e-4
+
+
+def test_what_neither_way_can_do_is_one_sentence_and_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if one group had a mistake in its labels."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 5, 1), nn.Conv2d(5, 2, 1))
+    topology = trace(model, torch.zeros(1, 3, 8, 8))
+
+    def mistaken(model: nn.Module, topology: Topology, kept: Any) -> nn.Module:
+        small = prune(model, topology, kept)
+        if small[2].out_channels < 6:  # type: ignore[index]
+            small[2].weight.data.mul_(2)  # type: ignore[index]
+        return small
+
+    monkeypatch.setattr(verify, "prune", mistaken)
+    monkeypatch.setattr(verify, "rewrite", mistaken)
     with pytest.raises(
-        ValueError, match=r"InPlace .* by surgery \(.*\) and as a rewritten graph \(.*exclude="
+        ValueError, match=r"Sequential .* by surgery \(.*\) and as a rewritten graph \(.*exclude="
     ) as caught:
-        verified(model, topology, kept)
+        verified(model, topology, [[0], [1], [2]])
     assert "\n" not in str(caught.value)
     left, way = provable(model, topology)
-    assert {group.name for group in topology.groups} > {group.name for group in left.groups} >= {"c"}
-    reasons = [reason for reason, _ in left.locked]
-    assert any("neither surgery nor a rewritten graph" in reason for reason in reasons)
-    kept = pruning.kept(left)
-    with torch.no_grad():
-        reference = pruning.masked(model, left, kept)(images(2, 8))
-        assert relative_error(way(model, left, kept)(images(2, 8)), reference) < 1e-4
+    assert [group.name for group in left.groups] == ["0", "3"] and way is mistaken
+    assert any("neither surgery nor a rewritten graph" in reason for reason, _ in left.locked)
+    assert verified(model, left, [[0], [2]])[0].out_channels == 1  # type: ignore[index]
 
 
 class Auxiliary(nn.Module):
