@@ -73,8 +73,9 @@ def make_plan(topology: Topology, kept: Sequence[Sequence[int]]) -> PruningPlan:
     return PruningPlan(groups, tuple(topology.program.example_shape), topology.exclude)
 
 
-def save_pruned(folder: Path, small: nn.Module, plan: PruningPlan) -> None:
+def save_pruned(folder: Path | str, small: nn.Module, plan: PruningPlan) -> None:
     """Writes `pruned.safetensors` and `plan.json`; `load_pruned` reads them back."""
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # Cloned, because safetensors refuses tensors that share memory, as tied weights do.
     state = {name: value.detach().cpu().contiguous().clone() for name, value in small.state_dict().items()}

@@ -133,7 +133,9 @@ def _batch_norm(to: "Rewriter", node: fx.Node) -> fx.Node | None:
 
     def make() -> nn.Module:
         features = to.pruned(str(names[2])).numel()
-        norm = _NORMS[len(Program.shape(x))](features, eps=eps, momentum=momentum, affine=False)
+        # The trace in eval mode does not show a momentum of None.
+        known = getattr(to.program.modules.get(owner), "momentum", momentum)
+        norm = _NORMS[len(Program.shape(x))](features, eps=eps, momentum=known, affine=False)
         for leaf, name in zip(_LEAVES, names, strict=True):
             if name is not None:
                 setattr(norm, leaf, to.pruned(name))

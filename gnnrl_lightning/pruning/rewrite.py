@@ -77,7 +77,7 @@ class Rewriter:
             return self._placeholder(node)
         if node.name in self._folded:
             value = cut(self._folded[node.name], node.name, self.topology, self.mask).detach().clone()
-            sources = [self.tensors[name] for name in self.topology.sources(node.name)]
+            sources = [self.tensors[name] for name in self.topology.labels.sources(node.name)]
             if any(isinstance(source, nn.Parameter) for source in sources):
                 value = nn.Parameter(value, any(source.requires_grad for source in sources))
             return self.attribute(".".join(filter(None, (Program.module_path(node), node.name))), value)

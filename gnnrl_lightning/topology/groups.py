@@ -1,7 +1,7 @@
 """Channel groups: sets of channels that can only be removed together, one decision of the agent each."""
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,25 +74,29 @@ def collect(
         together[tuple(members_of[number])].append(number)
     slot_of_class = np.full(int(classes.max()) + 1, -1, dtype=np.int64)
     groups: list[ChannelGroup] = []
-    uses: Counter[str] = Counter()
     start = 0
     for members, found in together.items():
         width = len(found)
         slot_of_class[found] = np.arange(start, start + width)
         start += width
-        name = _name(labels, members)
-        uses[name] += 1
+        name = _name(labels, members, classes, found)
+        unique = f"{name}/{len(groups)}" if any(group.name == name for group in groups) else name
         # Rounded first, so that 0.07 · 100 = 7.000000000000001 asks for 7 channels.
         min_width = max(1, math.ceil(round(min_keep * width, 9)))
-        unique = name if uses[name] == 1 else f"{name}#{uses[name]}"
         groups.append(ChannelGroup(unique, width, members, min_width, divisor))
     return groups, slot_of_class
 
 
-def _name(labels: Labels, members: tuple[Member, ...]) -> str:
-    """Path of the first layer that produces the group, of the operation where its weight is computed."""
-    producers = [member for member in members if member.dimension == 0]
-    parameter = (producers or members)[0].parameter
+def _name(labels: Labels, members: tuple[Member, ...], classes: np.ndarray, found: list[int]) -> str:
+    """Path of the first layer that produces the group, and which of its channels is the first of the group.
+
+    So a group has the same name whatever else is locked: plans are located by names.
+    """
+    member = next((member for member in members if member.dimension == 0), members[0])
+    parameter = member.parameter
+    layer = parameter.rpartition(".")[0]
     if parameter in labels.folded:
-        return Program.module_path(labels.folded[parameter]) or parameter
-    return parameter.rpartition(".")[0]
+        layer = Program.module_path(labels.folded[parameter]) or parameter
+    positions = classes[labels.dimensions[parameter, member.dimension].numpy()].flatten()
+    first = int(np.isin(positions, found).argmax())
+    return f"{layer}#{first}" if first else layer

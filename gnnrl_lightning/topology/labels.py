@@ -111,6 +111,15 @@ class Labels:
         self.folded[node.name] = node
         return Parameter(node.name, torch.arange(self.shapes[node.name].numel()).view(self.shapes[node.name]))
 
+    def sources(self, fold: str) -> set[str]:
+        """Parameters and buffers that a folded tensor is computed from."""
+        seen, pending = set(), [self.folded[fold]]
+        while pending:
+            node = pending.pop()
+            seen.add(node)
+            pending += [source for source in node.all_input_nodes if source not in seen]
+        return {self.program.state[node.name] for node in seen if node.name in self.program.state}
+
     def fresh(self, count: int) -> Tensor:
         """Issues labels for new channels, [count]."""
         self._next += count

@@ -39,9 +39,10 @@ ELEMENTWISE = (
     )
 )
 POOL = frozenset(
-    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
-    "adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d upsample_nearest2d "
-    "upsample_bilinear2d upsample_bicubic2d _upsample_nearest_exact2d".split()
+    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
+    "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d upsample_nearest1d upsample_nearest2d "
+    "upsample_nearest3d upsample_linear1d upsample_trilinear3d upsample_bilinear2d upsample_bicubic2d "
+    "_upsample_nearest_exact2d".split()
 )
 OUTPUT = "network output"
 """Why the channels of the network's results stay."""

@@ -160,17 +160,8 @@ class Topology:
                     reached.add(source)
                     pending.append(source)
         left = {self.program.state[node.name] for node in reached if node.name in self.program.state}
-        folds = {name for name in self.folds if self.sources(name) & self.program.parameters}
+        folds = {name for name in self.folds if self.labels.sources(name) & self.program.parameters}
         return (left & self.program.parameters) | folds
-
-    def sources(self, fold: str) -> set[str]:
-        """Parameters and buffers that a folded tensor is computed from."""
-        seen, pending = set(), [self.labels.folded[fold]]
-        while pending:
-            node = pending.pop()
-            seen.add(node)
-            pending += [source for source in node.all_input_nodes if source not in seen]
-        return {self.program.state[node.name] for node in seen if node.name in self.program.state}
 
     def _count(self, vector: Tensor) -> Count:
         slots = self.slots_of(vector)
@@ -253,5 +244,6 @@ def _exclude(labels: Labels, patterns: Sequence[str]) -> None:
         if not matched:
             raise ValueError(f"exclude={pattern!r} matches no parameter of the network; see its named_parameters().")
         for (name, _), vector in labels.dimensions.items():
-            if name in matched:
+            computed = labels.sources(name) if name in labels.folded else set()
+            if name in matched or computed & set(matched):
                 labels.lock(vector, f"exclude={pattern}")
