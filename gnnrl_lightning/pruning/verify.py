@@ -75,28 +75,39 @@ def provable(model: nn.Module, topology: Topology) -> tuple[Topology, Removal]:
 
 def _attempt(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]) -> tuple[nn.Module | None, list[str]]:
     """The network by the first way that is right, and why the ways before it were not."""
-    shape = (topology.program.batch, *topology.program.example_shape[1:])
+    # More images than the trace had: what it took for a constant shows.
+    shape = (topology.program.batch + 1, *topology.program.example_shape[1:])
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     # Off the GPU and in single precision: TF32 and half precision differ by more than the tolerance and mean nothing.
     tensors = {name: value.detach().cpu() for name, value in tensors_of(model).items()}
     tensors = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
-    reference = _join(masked_output(tensors, topology, topology.keep_mask(kept), images))
-    if not reference.isfinite().all():
-        raise ValueError(
-            f"{type(model).__name__} cannot be checked after pruning: the network's own outputs are not finite; "
-            f"load other weights."
-        )
     reasons: list[str] = []
     for way in (prune, rewrite):
         try:
+            reference = masked_output(tensors, topology, topology.keep_mask(kept), images)
+            if not all(output.isfinite().all() for output in _tensors(reference)):
+                raise _NotFinite
             small = way(model, topology, kept)
-            error = relative_error(_evaluate(copy.deepcopy(small).cpu().float(), images), reference)
-            if error <= TOLERANCE and (not topology.program.unused or _trains(small, images)):
+            error = _error(_evaluate(small, images), reference)
+            if error <= TOLERANCE and way is rewrite:
+                # The rewritten network is the trace's: so that must be the model.
+                everything = torch.ones_like(topology.group_of_slot, dtype=torch.bool)
+                error = _error(masked_output(tensors, topology, everything, images), _evaluate(model, images))
+            if error <= TOLERANCE and (way is rewrite or not topology.program.unused or _trains(small, images)):
                 return small, reasons
             reasons.append("only eval() works" if error <= TOLERANCE else f"relative error {error:.1e}")
+        except _NotFinite:
+            raise ValueError(
+                f"{type(model).__name__} cannot be checked after pruning: the network's own outputs are not finite; "
+                f"load other weights."
+            ) from None
         except Exception as failure:  # whatever the user's forward raises once its channels are fewer
             reasons.append(str(failure).strip().partition("\n")[0] or type(failure).__name__)
     return None, reasons
+
+
+class _NotFinite(Exception):
+    """There is nothing to compare with."""
 
 
 def relative_error(result: Tensor, reference: Tensor) -> float:
@@ -117,11 +128,17 @@ def _trains(model: nn.Module, images: Tensor) -> bool:
 
 
 @torch.no_grad()
-def _evaluate(model: nn.Module, images: Tensor) -> Tensor:
-    """The output of a network that is not needed afterwards."""
-    return _join(model.eval()(images.clone()))
+def _evaluate(model: nn.Module, images: Tensor) -> Any:
+    """The outputs of a network, of which a copy is used up."""
+    return copy.deepcopy(model).cpu().float().eval()(images.clone())
 
 
-def _join(outputs: Any) -> Tensor:
-    """All outputs in one vector."""
-    return torch.cat([leaf.flatten().float() for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)])
+def _error(outputs: Any, reference: Any) -> float:
+    """The largest relative error of all outputs; infinite where they are not equally many."""
+    pairs = zip(_tensors(outputs), _tensors(reference), strict=False)
+    same = len(_tensors(outputs)) == len(_tensors(reference))
+    return max(relative_error(a, b) for a, b in pairs) if same else math.inf
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    return [leaf.float() for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]

@@ -213,6 +213,14 @@ def compact(labels: Tensor) -> Tensor:
     return labels
 
 
+def once(labels: Tensor) -> Tensor:
+    """Shrinks every dimension along which channels do not differ to size 1, whether it holds copies or not."""
+    for dimension in range(labels.dim()):
+        if not varies(labels, dimension):
+            labels = labels.narrow(dimension, 0, 1)
+    return labels
+
+
 def varies(labels: Tensor, dimension: int) -> bool:
     """Whether channels differ along this dimension."""
     labels = compact(labels)
