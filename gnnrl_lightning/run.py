@@ -27,7 +27,7 @@ from gnnrl_lightning.pruning.verify import provable, verified
 from gnnrl_lightning.report.page import write_report
 from gnnrl_lightning.report.results import choice, command, durations, stages
 from gnnrl_lightning.report.tables import stage_table
-from gnnrl_lightning.search.environment import PruningEnv
+from gnnrl_lightning.search.environment import PruningEnv, check_feasible
 from gnnrl_lightning.search.run import run_agent
 from gnnrl_lightning.topology import trace
 from gnnrl_lightning.topology.hierarchy import hierarchical_graph
@@ -57,6 +57,7 @@ def search(config: DictConfig) -> float:
     shape = (1, 3, data.image_size, data.image_size)
     limits = {name: getattr(cfg, name) for name in ("divisor", "min_keep", "exclude", "keep_ends")}
     topology = trace(model, torch.zeros(shape), **limits)
+    check_feasible(topology, build(config.cost, topology=topology), cfg.budget)
     # A forward with sizes of its own that the trace cannot show is found now, not after the search.
     topology, remove = provable(model, topology)
     cost = build(config.cost, topology=topology)

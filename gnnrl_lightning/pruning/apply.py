@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gnnrl_lightning.files import write_bytes
 from gnnrl_lightning.pruning.importance import Magnitude, most_important
 from gnnrl_lightning.pruning.plan import GroupPlan, PruningPlan
-from gnnrl_lightning.pruning.rewrite import REWRITTEN, rewrite
+from gnnrl_lightning.pruning.rewrite import is_rewritten, rewrite
 from gnnrl_lightning.pruning.surgery import prune
 from gnnrl_lightning.pruning.verify import verified
 from gnnrl_lightning.topology import Topology, trace
@@ -80,7 +80,7 @@ def save_pruned(folder: Path | str, small: nn.Module, plan: PruningPlan) -> None
     # Cloned, because safetensors refuses tensors that share memory, as tied weights do.
     state = {name: value.detach().cpu().contiguous().clone() for name, value in small.state_dict().items()}
     write_bytes(folder / "pruned.safetensors", save(state))
-    replace(plan, rewritten=REWRITTEN in getattr(small, "meta", {})).save(folder / "plan.json")
+    replace(plan, rewritten=is_rewritten(small)).save(folder / "plan.json")
 
 
 def load_pruned(folder: Path | str, model: nn.Module | None = None) -> nn.Module:

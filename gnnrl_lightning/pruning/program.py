@@ -8,7 +8,6 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from gnnrl_lightning.topology import Topology
-from gnnrl_lightning.topology.labels import once
 from gnnrl_lightning.topology.trace import Program
 
 
@@ -32,13 +31,7 @@ def evaluate(nodes: list[fx.Node], tensors: Mapping[str, Tensor], program: Progr
         program: The network that they are part of.
     """
     values: dict[fx.Node, Any] = {}
-    wanted = set(nodes)
-    pending = list(nodes)
-    while pending:  # everything upstream
-        for source in pending.pop().all_input_nodes:
-            if source not in wanted:
-                wanted.add(source)
-                pending.append(source)
+    wanted = program.upstream(nodes)
     with torch.no_grad():
         for node in program.graph.nodes:
             if node in wanted:
@@ -67,7 +60,7 @@ def masked_output(tensors: Mapping[str, Tensor], topology: Topology, mask: Tenso
             return [values[x] if isinstance(x, fx.Node) else x for x in pytree.tree_leaves(node.args)]
         if node.name in labels.reads and isinstance(labels.outputs[node.all_input_nodes[0].name], Tensor):
             source = node.all_input_nodes[0]
-            stays = topology.stays(once(labels.outputs[source.name]), mask)
+            stays = topology.stays(labels.outputs[source.name], mask)
             # Into a value of its own: others may read the same activation.
             values[node] = _result(
                 node, {**values, source: values[source] * stays.to(values[source])}, tensors, program

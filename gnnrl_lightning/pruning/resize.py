@@ -123,8 +123,8 @@ def _attention(to: "Rewriter", node: fx.Node) -> fx.Node:
     return to.call(node.target, args, {**to.argument(node.kwargs), "scale": scale})
 
 
-def _batch_norm(to: "Rewriter", node: fx.Node) -> fx.Node | None:
-    x, weight, bias, mean, variance, training, momentum, eps = map(_any, node.args[:8])
+def _batch_norm(to: "Rewriter", node: Any) -> fx.Node | None:
+    x, weight, bias, mean, variance, training, momentum, eps = node.args[:8]
     names = [None if t is None else to.program.state.get(t.name) for t in (weight, bias, mean, variance)]
     if training or names[2] is None or names[3] is None:
         return None  # it has no statistics of its own: always those of the batch
@@ -147,13 +147,9 @@ def _batch_norm(to: "Rewriter", node: fx.Node) -> fx.Node | None:
     return to.module(owner if standard and owner else f"{node.name}_", make, node)
 
 
-def _any(value: Any) -> Any:
-    return value
-
-
-def _dropout(to: "Rewriter", node: fx.Node) -> fx.Node:
+def _dropout(to: "Rewriter", node: Any) -> fx.Node:
     kind = _DROPOUTS[Program.operation(node).rstrip("_")]
-    return to.module(f"{node.name}_", lambda: kind(_any(node.args[1])), node)
+    return to.module(f"{node.name}_", lambda: kind(node.args[1]), node)
 
 
 RULES: dict[str, Callable[["Rewriter", fx.Node], fx.Node | None]] = {

@@ -16,8 +16,7 @@ from gnnrl_lightning.topology import Topology
 from gnnrl_lightning.topology.labels import Parameter, spread
 from gnnrl_lightning.topology.trace import Program
 
-REWRITTEN = "gnnrl_lightning.rewritten"
-"""Marks rewritten networks, in `GraphModule.meta`."""
+_MARK = "gnnrl_lightning.rewritten"
 
 
 def rewrite(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]) -> fx.GraphModule:
@@ -33,12 +32,22 @@ def rewrite(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]])
         kept: The channels that stay, one list a group.
     """
     network = Rewriter(model, topology, topology.keep_mask(kept)).run()
-    network.meta[REWRITTEN] = True
-    network.train(model.training)
-    for name, module in model.named_modules():
-        if name in dict(network.named_modules()):
-            network.get_submodule(name).training = module.training
+    network.meta[_MARK] = True
+    modes = {name: module.training for name, module in model.named_modules()}
+    for name, module in network.named_modules():
+        module.training = modes.get(name, model.training)
     return network.to(next(model.parameters()).device)
+
+
+def is_rewritten(network: nn.Module) -> bool:
+    """Whether a network comes from `rewrite`."""
+    return isinstance(network, fx.GraphModule) and _MARK in network.meta
+
+
+def unmark(network: nn.Module) -> None:
+    """Says of a copy of a rewritten network that it is not itself from `rewrite`."""
+    if isinstance(network, fx.GraphModule):
+        network.meta.pop(_MARK, None)
 
 
 class Rewriter:
@@ -56,6 +65,7 @@ class Rewriter:
         self.tensors = tensors_of(model)
         self._device = next(model.parameters()).device
         self._folded = folded_tensors(model, topology)
+        self._constants = self._needed_constants()
         self._root: dict[str, Any] = {}
         self._graph = fx.Graph()
         self._new: dict[fx.Node, Any] = {}
@@ -72,7 +82,6 @@ class Rewriter:
         return fx.GraphModule(self._root, self._graph, class_name=type(self.model).__name__)
 
     def _node(self, node: fx.Node) -> Any:
-        constants = self.topology.labels.constants
         if node.op == "placeholder":
             return self._placeholder(node)
         if node.name in self._folded:
@@ -81,12 +90,21 @@ class Rewriter:
             if any(isinstance(source, nn.Parameter) for source in sources):
                 value = nn.Parameter(value, any(source.requires_grad for source in sources))
             return self.attribute(".".join(filter(None, (Program.module_path(node), node.name))), value)
-        if node.name in constants:  # kept as a buffer, which moves to a GPU with the network
-            needed = any(user.name not in constants for user in node.users)
-            return self.attribute(node.name, *evaluate([node], {}, self.program)) if needed else None
+        if node.name in self.topology.labels.constants:
+            return self.attribute(node.name, self._constants[node]) if node in self._constants else None
         rule = RULES.get(Program.operation(node))
         new = rule(self, node) if rule and isinstance(self.labels(node.args[0]), Tensor) else None
         return self.copy(node) if new is None else new
+
+    def _needed_constants(self) -> dict[fx.Node, Any]:
+        """Values that depend on nothing: kept as buffers, which move to a GPU with the network."""
+        constants = self.topology.labels.constants
+        nodes = [
+            node
+            for node in self.program.graph.nodes
+            if node.op == "call_function" and node.name in constants and {user.name for user in node.users} - constants
+        ]
+        return dict(zip(nodes, evaluate(nodes, {}, self.program), strict=True))
 
     def _placeholder(self, node: fx.Node) -> fx.Node:
         if node.name in self.program.constants:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from gnnrl_lightning.pruning.program import cut
-from gnnrl_lightning.pruning.rewrite import REWRITTEN
+from gnnrl_lightning.pruning.rewrite import unmark
 from gnnrl_lightning.topology import Topology
 
 
@@ -27,7 +27,7 @@ def prune(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]) -
         small[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
     # deepcopy takes what the memo holds: every other attribute is copied, each tensor arrives already pruned.
     pruned = copy.deepcopy(model, small)
-    getattr(pruned, "meta", {}).pop(REWRITTEN, None)  # what is pruned now is not rewritten, even if it was before
+    unmark(pruned)  # what is pruned now is not rewritten, even if it was before
     modules = dict(pruned.named_modules())
     for size, slots in topology.sizes:
         count = int(((slots < 0) | mask[slots]).sum())

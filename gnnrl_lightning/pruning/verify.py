@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from gnnrl_lightning.pruning.program import masked_output, tensors_of
-from gnnrl_lightning.pruning.rewrite import REWRITTEN, rewrite
+from gnnrl_lightning.pruning.rewrite import is_rewritten, rewrite
 from gnnrl_lightning.pruning.surgery import prune
 from gnnrl_lightning.topology import Topology
 
@@ -70,7 +70,7 @@ def provable(model: nn.Module, topology: Topology) -> tuple[Topology, Removal]:
         if not topology.groups:
             raise ValueError(f"nothing in {type(model).__name__} can be pruned: {reasons[1]}.")
         small = verified(model, topology, [channels for i, channels in enumerate(some) if i not in wrong])
-    return topology, rewrite if REWRITTEN in getattr(small, "meta", {}) else prune
+    return topology, rewrite if is_rewritten(small) else prune
 
 
 def _attempt(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]) -> tuple[nn.Module | None, list[str]]:
@@ -78,36 +78,55 @@ def _attempt(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]
     # More images than the trace had: what it took for a constant shows.
     shape = (topology.program.batch + 1, *topology.program.example_shape[1:])
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    probe = _without_zeros(model)
     # Off the GPU and in single precision: TF32 and half precision differ by more than the tolerance and mean nothing.
-    tensors = {name: value.detach().cpu() for name, value in tensors_of(model).items()}
+    tensors = {name: value.detach().cpu() for name, value in tensors_of(probe).items()}
     tensors = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+    try:
+        reference = masked_output(tensors, topology, topology.keep_mask(kept), images)
+    except Exception as failure:  # whatever an operation raises at another number of images or channels
+        return None, [_first_line(failure)] * 2
+    if not all(output.isfinite().all() for output in _tensors(reference)):
+        raise ValueError(
+            f"{type(model).__name__} cannot be checked after pruning: the network's own outputs are not finite; "
+            f"load other weights."
+        )
     reasons: list[str] = []
     for way in (prune, rewrite):
         try:
-            reference = masked_output(tensors, topology, topology.keep_mask(kept), images)
-            if not all(output.isfinite().all() for output in _tensors(reference)):
-                raise _NotFinite
-            small = way(model, topology, kept)
+            small = way(probe, topology, kept)
             error = _error(_evaluate(small, images), reference)
             if error <= TOLERANCE and way is rewrite:
                 # The rewritten network is the trace's: so that must be the model.
                 everything = torch.ones_like(topology.group_of_slot, dtype=torch.bool)
-                error = _error(masked_output(tensors, topology, everything, images), _evaluate(model, images))
+                error = _error(masked_output(tensors, topology, everything, images), _evaluate(probe, images))
             if error <= TOLERANCE and (way is rewrite or not topology.program.unused or _trains(small, images)):
-                return small, reasons
+                return small if probe is model else way(model, topology, kept), reasons
             reasons.append("only eval() works" if error <= TOLERANCE else f"relative error {error:.1e}")
-        except _NotFinite:
-            raise ValueError(
-                f"{type(model).__name__} cannot be checked after pruning: the network's own outputs are not finite; "
-                f"load other weights."
-            ) from None
         except Exception as failure:  # whatever the user's forward raises once its channels are fewer
-            reasons.append(str(failure).strip().partition("\n")[0] or type(failure).__name__)
+            reasons.append(_first_line(failure))
     return None, reasons
 
 
-class _NotFinite(Exception):
-    """There is nothing to compare with."""
+def _without_zeros(model: nn.Module) -> nn.Module:
+    """The model, or a copy in which nothing is zero throughout: a branch that is multiplied by zero hides its faults.
+
+    Fresh networks often begin with such branches (Goyal et al. 2017).
+    """
+    zeros = [name for name, value in model.named_parameters() if not value.any()]
+    if not zeros:
+        return model
+    probe = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name in zeros:
+            value = probe.get_parameter(name)
+            value.copy_(torch.empty(value.shape).uniform_(0.5, 1.5, generator=generator))
+    return probe
+
+
+def _first_line(failure: Exception) -> str:
+    return str(failure).strip().partition("\n")[0] or type(failure).__name__
 
 
 def relative_error(result: Tensor, reference: Tensor) -> float:

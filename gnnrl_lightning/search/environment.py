@@ -20,6 +20,21 @@ _FILLS = 20
 _TOLERANCE = 0.0025
 
 
+def check_feasible(topology: Topology, cost: Cost, budget: float) -> None:
+    """Names a budget that the network's smallest widths exceed, before any work.
+
+    Raises:
+        ValueError: With the lowest budget that is feasible.
+    """
+    full, lowest = int(cost(topology.full_widths())), int(cost(topology.min_widths()))
+    if lowest > int(budget * full):
+        raise ValueError(
+            f"budget={budget:g} is below what the smallest widths cost; the lowest feasible budget of this network "
+            f"is {np.ceil(1e4 * lowest / full) / 1e4:g} (for less: lower min_keep or divisor, exclude=[], "
+            f"keep_ends=false)."
+        )
+
+
 class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     """An episode prunes a network step by step until its cost is within the budget (GNN-RL, section 4).
 
@@ -50,14 +65,9 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.full_widths = topology.full_widths()
         self.min_widths = topology.min_widths()
         self.divisors = torch.tensor([group.divisor for group in topology.groups])
+        check_feasible(topology, cost, budget)
         self.full_cost = int(cost(self.full_widths))
         self.allowed = int(budget * self.full_cost)
-        lowest = int(cost(self.min_widths))
-        if lowest > self.allowed:
-            raise ValueError(
-                f"budget={budget:g} is below what the smallest widths cost; the lowest feasible budget of this "
-                f"network is {np.ceil(1e4 * lowest / self.full_cost) / 1e4:g} (lower min_keep or divisor for less)."
-            )
         size = (len(topology.groups),)
         self.observation_space = gymnasium.spaces.Box(0.0, 1.0, size, np.float32)
         self.action_space = gymnasium.spaces.Box(0.0, BELOW_ONE, size, np.float32)

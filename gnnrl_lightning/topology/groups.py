@@ -66,16 +66,22 @@ def collect(
         for number, count in zip(*np.unique(classes[vector.numpy()], return_counts=True), strict=True):
             members_of[int(number)].append(Member(name, dimension, int(count)))
     members_of.pop(int(classes[LOCKED]), None)
+    # Where a product of activations reads only some of them, the cost of a channel depends on which it is.
+    reads: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for index, product in enumerate(labels.products):
+        if product.rows is not None and product.columns is None:
+            for number, count in zip(*np.unique(classes[product.rows.numpy()], return_counts=True), strict=True):
+                reads[int(number)].append((index, int(count)))
     # In the order of each class's first label, so that groups and slots follow the network.
     numbers, firsts = np.unique(classes, return_index=True)
     first = dict(zip(numbers.tolist(), firsts.tolist(), strict=True))
-    together: dict[tuple[Member, ...], list[int]] = defaultdict(list)
+    together: dict[tuple[tuple[Member, ...], tuple[tuple[int, int], ...]], list[int]] = defaultdict(list)
     for number in sorted(members_of, key=first.__getitem__):
-        together[tuple(members_of[number])].append(number)
+        together[tuple(members_of[number]), tuple(reads[number])].append(number)
     slot_of_class = np.full(int(classes.max()) + 1, -1, dtype=np.int64)
     groups: list[ChannelGroup] = []
     start = 0
-    for members, found in together.items():
+    for (members, _), found in together.items():
         width = len(found)
         slot_of_class[found] = np.arange(start, start + width)
         start += width

@@ -113,12 +113,7 @@ class Labels:
 
     def sources(self, fold: str) -> set[str]:
         """Parameters and buffers that a folded tensor is computed from."""
-        seen, pending = set(), [self.folded[fold]]
-        while pending:
-            node = pending.pop()
-            seen.add(node)
-            pending += [source for source in node.all_input_nodes if source not in seen]
-        return {self.program.state[node.name] for node in seen if node.name in self.program.state}
+        return self.program.tensors(self.program.upstream([self.folded[fold]]))
 
     def fresh(self, count: int) -> Tensor:
         """Issues labels for new channels, [count]."""
@@ -184,6 +179,11 @@ class Labels:
                 position, vector = value if isinstance(value, tuple) else (None, value)
                 self.sizes.append(Size(path, attribute, position, vector))
 
+    def united(self) -> np.ndarray:
+        """The class of each label, [labels], whatever is locked."""
+        pairs = torch.cat(self._pairs, 1).numpy() if self._pairs else np.empty((2, 0), dtype=np.int64)
+        return components(pairs, self._next)
+
     def classes(self) -> tuple[np.ndarray, list[tuple[str, int]]]:
         """Puts labels that were united into classes.
 
@@ -191,8 +191,7 @@ class Labels:
             The class of each label, [labels], where all that must stay share the class of `LOCKED`; and what was
             locked: (reason, number of channels).
         """
-        pairs = torch.cat(self._pairs, 1).numpy() if self._pairs else np.empty((2, 0), dtype=np.int64)
-        roots = components(pairs, self._next)
+        roots = self.united()
         locked = [(reason, np.unique(roots[labels.numpy()])) for reason, labels in self.locks]
         roots = merged(roots, [[int(roots[LOCKED]), *(int(c) for _, found in locked for c in found)]])
         while self.blocks:
@@ -246,9 +245,14 @@ def along(state: Labels, labels: Tensor, dimension: int) -> Tensor:
     return columns[:, 0].expand(labels.shape[dimension])
 
 
+def fixed(shape: torch.Size) -> Tensor:
+    """Labels of an activation without channels that could go."""
+    return torch.full((1,) * len(shape), LOCKED).expand(shape)
+
+
 def locked(node: fx.Node) -> Any:
     """Locked labels of whatever the operation gives: one tensor or several."""
-    return pytree.tree_map(lambda v: torch.full((1,) * v.dim(), LOCKED).expand(shape_of(v)), node.meta["val"])
+    return pytree.tree_map(lambda v: fixed(shape_of(v)), node.meta["val"])
 
 
 def unknown(state: Labels, node: fx.Node, operands: Iterable[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Rules of layers with parameters: convolutions, linear layers, matrix products, normalisation."""
+"""Rules of layers with parameters: convolutions, linear layers, normalisation."""
 
 from collections.abc import Callable
 from typing import Any

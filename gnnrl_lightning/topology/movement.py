@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from gnnrl_lightning.topology.labels import LOCKED, Constant, Labels, Parameter, compact, locked, spread, varies
+from gnnrl_lightning.topology.labels import Constant, Labels, Parameter, compact, fixed, locked, spread, varies
 from gnnrl_lightning.topology.trace import Program
 
 JOIN = frozenset("cat concat stack".split())
@@ -54,7 +54,7 @@ def _meet(state: Labels, node: fx.Node, a: Tensor, b: Tensor) -> Tensor:
     if a_over_b and b_over_a:
         for labels in (a, b):
             state.lock(labels, f"{Program.place(node)} is an outer product of channels")
-        return torch.full((1,) * len(shape), LOCKED).expand(shape)
+        return fixed(shape)
     wide, narrow = (b, a) if a_over_b else (a, b)
     if not (a_over_b or b_over_a) or any(varies(narrow, d) for d in range(len(shape))):
         state.unite(wide, narrow)
@@ -67,7 +67,7 @@ def reduce(state: Labels, node: fx.Node, labels: Tensor, dim: Any = None, keepdi
     over = [d % labels.dim() for d in dims if varies(labels, d)]
     if len(over) == 1 and sum(varies(labels, d) for d in range(labels.dim())) == 1:
         state.restricted[node.name] = over[0]
-        return torch.full((1,) * len(Program.shape(node)), LOCKED).expand(Program.shape(node))
+        return fixed(Program.shape(node))
     if over:
         state.lock(labels, f"{Program.place(node)} reduces over channels")
     for d in dims:
@@ -81,7 +81,7 @@ def move(state: Labels, node: fx.Node, args: Any, kwargs: Any) -> Any:
 
     def as_labels(value: Any) -> Any:
         if isinstance(value, Constant):
-            return torch.full((1,) * len(value.shape), LOCKED).expand(value.shape)
+            return fixed(value.shape)
         return _label(state, node, value) if isinstance(value, Parameter) else value
 
     leaf = lambda v: isinstance(v, (Parameter, Constant))  # noqa: E731
@@ -110,7 +110,7 @@ def _label(state: Labels, node: fx.Node, parameter: Parameter) -> Tensor:
     wide = [d for d, size in enumerate(once) if size > 1]
     if len(wide) != 1 or once.numel() != state.shapes[parameter.name].numel():
         state.fix(parameter, f"{Program.place(node)} joins {parameter.name} to channels")
-        return torch.full((1,) * len(shape), LOCKED).expand(shape)
+        return fixed(shape)
     labels = spread(state.fresh(once.numel()), shape, wide[0])
     state.tie_elements(parameter, labels, f"{Program.place(node)} joins {parameter.name} to channels")
     return labels

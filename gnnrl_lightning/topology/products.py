@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from gnnrl_lightning.topology.labels import LOCKED, Labels, Parameter, Product, along, images, spread, unknown, varies
-from gnnrl_lightning.topology.trace import Program
+from gnnrl_lightning.topology.labels import Labels, Parameter, Product, along, fixed, images, spread, unknown, varies
+from gnnrl_lightning.topology.trace import Program, known, shape_of
 
 
 def _matmul(state: Labels, node: fx.Node, a: Any, b: Any) -> Any:
@@ -39,7 +39,7 @@ def _einsum(state: Labels, node: Any, equation: str, tensors: list[Any], **_: An
         order = [*common, *rows, *columns]
         shape = torch.Size(Program.shape(node)[sides[-1].index(letter)] for letter in order)
         return _contract(state, node, left, right, shape).permute([order.index(letter) for letter in sides[-1]])
-    state.products.append(Product(node.name, _counted(node) // state.program.batch))
+    state.products.append(Product(node.name, counted(node) // state.program.batch))
     return unknown(state, node, tensors)
 
 
@@ -50,20 +50,20 @@ def _contract(state: Labels, node: fx.Node, a: Tensor, b: Tensor, shape: torch.S
     if (summed and (_vary(a, -2) or _vary(b, -1))) or (_vary(a, -2) and _vary(b, -1)) or _outer(a) or _outer(b):
         state.products.append(Product(node.name, total))
         unknown(state, node, [a, b])
-        return torch.full((1,) * len(shape), LOCKED).expand(shape)
+        return fixed(shape)
     if summed:
         channels = along(state, a, -1)
         state.unite(channels, along(state, b, -2))
         state.reads.add(node.name)
         state.products.append(Product(node.name, total // a.shape[-1], channels))
-        return torch.full((1,) * len(shape), LOCKED).expand(shape)
+        return fixed(shape)
     for operand, dimension in ((a, len(shape) - 2), (b, len(shape) - 1)):
         if varies(operand, dimension):
             channels = along(state, operand, dimension)
             state.products.append(Product(node.name, total // shape[dimension], channels))
             return spread(channels, shape, dimension)
     state.products.append(Product(node.name, total))
-    return torch.full((1,) * len(shape), LOCKED).expand(shape)
+    return fixed(shape)
 
 
 def _vary(labels: Tensor, dimension: int) -> bool:
@@ -103,16 +103,18 @@ def _attention(state: Labels, node: fx.Node, q: Any, k: Any, v: Any, *rest: Any,
     return spread(given, Program.shape(node), q.dim() - 1)
 
 
-def fixed_product(node: fx.Node) -> Product:
-    """What an operation costs that works on parameters or constants alone: once for the whole batch."""
-    return Product(node.name, _counted(node))
-
-
-def _counted(node: Any) -> int:
+def counted(node: Any) -> int:
     """Multiply-accumulates of an operation at its traced shapes, by torch's own counter."""
-    args = fx.node.map_arg(node.args, lambda source: torch.empty(Program.shape(source), device="meta"))
+
+    def of_shape(source: Any) -> Any:
+        value = source.meta["val"]
+        if not isinstance(value, Tensor):
+            return known(value)
+        return torch.empty(shape_of(value), dtype=value.dtype, device="meta")
+
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), of_shape)
     with FlopCounterMode(display=False) as counter:
-        node.target(*args)
+        node.target(*args, **kwargs)
     return counter.get_total_flops() // 2
 
 

@@ -10,11 +10,12 @@ from torch.utils import _pytree as pytree
 
 from gnnrl_lightning.topology import layers, movement, products
 from gnnrl_lightning.topology.labels import (
-    LOCKED,
     Constant,
     Labels,
     Parameter,
+    Product,
     along,
+    fixed,
     locked,
     spread,
     unknown,
@@ -83,7 +84,7 @@ def _placeholder(state: Labels, program: Program, node: fx.Node) -> Any:
     shape = Program.shape(node)
     if node.name in program.constants:
         return Constant(shape)
-    return torch.full((1,) * len(shape), LOCKED).expand(shape)
+    return fixed(shape)
 
 
 def _apply(state: Labels, node: Any, args: Any, kwargs: Any) -> Any:
@@ -128,6 +129,8 @@ def _apply(state: Labels, node: Any, args: Any, kwargs: Any) -> Any:
         return movement.reduce(state, node, args[0], *args[2:3])
     if name in movement.MOVE or name in movement.CUT:
         return movement.move(state, node, args, kwargs)
+    if cost := products.counted(node):
+        state.products.append(Product(node.name, cost // state.program.batch))
     return unknown(state, node, operands)
 
 
@@ -166,7 +169,7 @@ def _without_activations(state: Labels, node: fx.Node, name: str, args: Any, kwa
             moved = node.target(parameters[0].index, *args[1:], **kwargs)
             return pytree.tree_map(lambda index: Parameter(parameters[0].name, index), moved)
     if name in products.LAYERS:
-        state.products.append(products.fixed_product(node))
+        state.products.append(Product(node.name, products.counted(node)))  # once for the whole batch
     batched = any(source.name in state.batched for source in node.all_input_nodes)
     if parameters and isinstance(node.meta.get("val"), Tensor) and not batched:
         return state.fold(node)

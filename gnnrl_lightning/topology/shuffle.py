@@ -88,10 +88,15 @@ def _permutation(chain: list[fx.Node]) -> list[int] | None:
 def _replace(graph: fx.Graph, chain: list[fx.Node], order: list[int]) -> None:
     source = chain[0].args[0]
     assert isinstance(source, fx.Node)
+    copies = any(Program.operation(node) in {"clone", "contiguous"} for node in chain)
     result = source
-    if order != sorted(order):
+    if order != sorted(order) or copies:
         with graph.inserting_before(chain[0]):
-            result = graph.call_function(take, (source, 1, order))
+            # A copy that moves nothing stays one: what is behind it may be changed in place.
+            if order == sorted(order):
+                result = graph.call_function(torch.ops.aten.clone.default, (source,))
+            else:
+                result = graph.call_function(take, (source, 1, order))
         result.meta = {**chain[0].meta, "val": chain[-1].meta["val"]}
     chain[-1].replace_all_uses_with(result)
     for node in reversed(chain):

@@ -10,13 +10,11 @@ from torch import Tensor, nn
 
 from gnnrl_lightning.topology.closed_form import Count, Products
 from gnnrl_lightning.topology.groups import collect
-from gnnrl_lightning.topology.labels import LOCKED, Labels, Product, Size, compact
+from gnnrl_lightning.topology.labels import LOCKED, Labels, Product, Size, compact, once
 from gnnrl_lightning.topology.layers import LOCKED_ROW
 from gnnrl_lightning.topology.rules import OUTPUT, propagate
 from gnnrl_lightning.topology.shuffle import fuse_shuffles, name_indices
 from gnnrl_lightning.topology.trace import Program, export
-
-LOCKED_SLOT = torch.tensor([-1])
 
 
 class Topology:
@@ -43,20 +41,16 @@ class Topology:
         divisor: int = 1,
         min_keep: float = 0.0,
         exclude: Sequence[str] = (),
-        keep_ends: bool = False,
     ):
         self.program = program
         self.labels = labels
         self.exclude = tuple(exclude)
         self._divisor, self._min_keep = divisor, min_keep
-        _exclude(labels, exclude)
-        if keep_ends:
-            _keep_ends(labels)
         self._classes, self.locked = labels.classes()
         self.groups, self._slot_of_class = collect(labels, self._classes, divisor, min_keep)
         self.group_of_slot = torch.repeat_interleave(torch.arange(len(self.groups)), self.full_widths())
         self.slots = {key: self.slots_of(vector) for key, vector in labels.dimensions.items()}
-        self.folds = frozenset(name for name, _ in self.slots if name in labels.folded and self._shrinks(name))
+        self.folds = frozenset(n for (n, _), slots in self.slots.items() if n in labels.folded and (slots >= 0).any())
         self.sizes: list[tuple[Size, Tensor]] = [(size, self.slots_of(size.labels)) for size in labels.sizes]
         self.operations = tuple(product.node for product in labels.products)
         self._macs = self._products((p.factor, self._operands(p)) for p in labels.products)
@@ -131,8 +125,8 @@ class Topology:
         return mask
 
     def stays(self, vector: Tensor, mask: Tensor) -> Tensor:
-        """Which labels stay, of those that are not copies of one another along a dimension."""
-        slots = self.slots_of(compact(vector))
+        """Which labels stay; of size 1 where channels do not differ along a dimension."""
+        slots = self.slots_of(once(vector))
         return (slots < 0) | mask[slots]
 
     def positions(self, labels: Tensor, dimension: int, mask: Tensor) -> Tensor:
@@ -143,23 +137,12 @@ class Topology:
         """The slot of each label, −1 where it must stay; in the shape of `vector`."""
         return torch.from_numpy(self._slot_of_class[self._classes[vector.numpy()]])
 
-    def _shrinks(self, name: str) -> bool:
-        return any(
-            bool((self.slots.get((name, d), LOCKED_SLOT) >= 0).any()) for d in range(len(self.labels.shapes[name]))
-        )
-
     def _counted(self) -> set[str]:
         """Names of the network's parameters: what is folded and shrinks stands for those that it is computed from."""
-        if not self.folds:
-            return set(self.program.parameters - self.program.unused)
-        cut = {self.labels.folded[name] for name in self.folds}
-        reached, pending = set(), [node for node in self.program.graph.nodes if node.op == "output"]
-        while pending:
-            for source in pending.pop().all_input_nodes:
-                if source not in reached and source not in cut:
-                    reached.add(source)
-                    pending.append(source)
-        left = {self.program.state[node.name] for node in reached if node.name in self.program.state}
+        # The output, and what is changed in place and not read by name.
+        ends = [node for node in self.program.graph.nodes if not node.users and node.op != "placeholder"]
+        read = self.program.upstream(ends, without={self.labels.folded[name] for name in self.folds})
+        left = self.program.tensors(read)
         folds = {name for name in self.folds if self.labels.sources(name) & self.program.parameters}
         return (left & self.program.parameters) | folds
 
@@ -198,7 +181,7 @@ def trace(
 ) -> Topology:
     """Reads a network's topology: which channels can be removed, which only together, and what each costs.
 
-    The model is not changed and no weight is read.
+    The model is not changed, and of its weights no value is read but those of integers, which are indices.
 
     Args:
         model: Any network that takes one tensor.
@@ -218,7 +201,11 @@ def trace(
     program = export(model, example_input)
     name_indices(program)
     fuse_shuffles(program.graph)
-    topology = Topology(program, propagate(program), divisor, min_keep, exclude, keep_ends)
+    labels = propagate(program)
+    _exclude(labels, exclude)
+    if keep_ends:
+        _keep_ends(labels)
+    topology = Topology(program, labels, divisor, min_keep, exclude)
     if not topology.groups:
         reasons = "; ".join(dict.fromkeys(reason for reason, _ in topology.locked))
         raise ValueError(f"nothing in {type(model).__name__} can be pruned: {reasons}.")
@@ -226,12 +213,13 @@ def trace(
 
 
 def _keep_ends(labels: Labels) -> None:
-    outputs = torch.cat([found for reason, found in labels.locks if reason == OUTPUT])
+    united = torch.from_numpy(labels.united())
+    outputs = [united[found] for reason, found in labels.locks if reason == OUTPUT]
     for product in labels.products:
         if product.rows is not None and product.columns is not None:
-            if bool((product.columns == LOCKED).all()) and product.columns is not LOCKED_ROW:
+            if bool((united[product.columns] == united[LOCKED]).all()) and product.columns is not LOCKED_ROW:
                 labels.lock(product.rows, "keep_ends=true")
-            if bool(torch.isin(product.rows, outputs).all()):
+            if any(bool(torch.isin(united[product.rows], found).all()) for found in outputs):
                 labels.lock(product.columns, "keep_ends=true")
 
 

@@ -1,7 +1,7 @@
 """Reads a network as a program: a flat list of tensor operations with shapes and module paths."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -38,11 +38,26 @@ class Program:
     batch: int
     structure: pytree.TreeSpec
 
+    @staticmethod
+    def upstream(nodes: Iterable[fx.Node], without: Collection[fx.Node] = ()) -> set[fx.Node]:
+        """These operations and all that they depend on, but for `without` and what only these depend on."""
+        seen: set[fx.Node] = set()
+        pending = [node for node in nodes if node not in without]
+        while pending:
+            node = pending.pop()
+            if node not in seen:
+                seen.add(node)
+                pending += [source for source in node.all_input_nodes if source not in without]
+        return seen
+
+    def tensors(self, nodes: Iterable[fx.Node]) -> set[str]:
+        """Names of the parameters and buffers among operations."""
+        return {self.state[node.name] for node in nodes if node.name in self.state}
+
     @property
     def unused(self) -> frozenset[str]:
         """Parameters that the program never reads: those of branches that only training takes, as auxiliary heads."""
-        read = {self.state[node.name] for node in self.graph.nodes if node.name in self.state and node.users}
-        return self.parameters - read
+        return self.parameters - self.tensors(node for node in self.graph.nodes if node.users)
 
     def __str__(self) -> str:
         """The operations and the shapes of all parameters and buffers: equal for equal networks."""
@@ -95,13 +110,17 @@ def export(model: nn.Module, example_input: Tensor) -> Program:
     Raises:
         ValueError: If `torch.export` cannot read the network, with its reason.
     """
-    # eval() on a copy: tracing must not touch the caller's train/eval flags. Parameters are shared, not copied.
-    memo = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    twin = copy.deepcopy(model, memo).eval()
+    if not example_input.is_floating_point() or not len(example_input):
+        raise ValueError(
+            f"the example input is {example_input.dtype} of shape {tuple(example_input.shape)}; it must be a batch "
+            f"of at least one image of floating point numbers, e.g. torch.zeros(1, 3, 224, 224)."
+        )
     # A single image would make torch.export take its batch for the constant 1.
     images = example_input if len(example_input) > 1 else torch.cat([example_input, example_input])
     any_batch = ({0: torch.export.Dim.AUTO},)
     try:
+        # eval() on a copy: tracing must not touch the caller's train/eval flags. Parameters are shared, not copied.
+        twin = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())}).eval()
         with torch.no_grad():
             exported = torch.export.export(twin, (images,), dynamic_shapes=any_batch, strict=False)
     except Exception as error:
