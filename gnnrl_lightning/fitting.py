@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -111,14 +111,6 @@ def fit(
     if f"{stage}/reward_top1" not in trainer.callback_metrics:  # stopped by max_steps within the first epoch
         trainer.validate(module, datamodule=data, verbose=False)
     return 100 * float(trainer.callback_metrics[f"{stage}/reward_top1"])
-
-
-class FitProgress(RichProgressBar):
-    """Lightning's bar without the version of the logger, which for us is when the run began."""
-
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """What the bar shows behind itself."""
-        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
 def _needs_logger(callback: L.Callback) -> bool:

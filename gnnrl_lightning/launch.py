@@ -49,8 +49,15 @@ def launch(main: Callable[[], Any]) -> None:
 def job(story: Callable[[DictConfig], float], config: DictConfig) -> float:
     """Runs one job; a job of a sweep raises, so that the others go on and the summary calls it failed."""
     # Here, because it takes seconds to import, which `--help` need not wait for.
+    import lightning.pytorch  # noqa: F401  # sets up the loggers that are silenced below
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        # Its hints on hardware and products are not about this run, and its handler would print all else twice.
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+        logger.setLevel(logging.WARNING)
     try:
         try:
             return story(config)

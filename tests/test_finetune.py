@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import lightning as L
@@ -6,8 +7,8 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from gnnrl_lightning.finetune import SupervisedModule
-from gnnrl_lightning.fitting import FitProgress
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
+from gnnrl_lightning.progress import FitProgress
 
 
 @pytest.fixture(scope="module")
@@ -75,16 +76,25 @@ def test_accuracy_is_over_all_images(loader: DataLoader, tmp_path: Path) -> None
     torch.testing.assert_close(trainer.callback_metrics["finetune/reward_top1"], top1)
 
 
-def test_the_bar_shows_metrics_and_no_version(loader: DataLoader, tmp_path: Path) -> None:
+def test_the_bar_counts_all_steps_and_keeps_the_best(loader: DataLoader, caplog: pytest.LogCaptureFixture) -> None:
     bar = FitProgress()
     trainer = L.Trainer(
         accelerator="cpu",
-        logger=L.pytorch.loggers.CSVLogger(tmp_path, version=7),
+        logger=False,
         callbacks=[bar],
         enable_checkpointing=False,
         enable_model_summary=False,
-        max_steps=1,
+        enable_progress_bar=False,
+        max_epochs=100,
+        max_steps=9,
+        num_sanity_val_steps=0,
     )
     module = SupervisedModule(resnet_cifar(8, 3), 3, "finetune", lr=0.05, momentum=0.9, weight_decay=0.0)
-    trainer.fit(module, loader)
-    assert set(bar.get_metrics(trainer, module)) == {"finetune/train_loss"}
+    with caplog.at_level("DEBUG", "gnnrl_lightning.progress"):
+        trainer.fit(module, loader, loader)
+    assert bar._bar is not None and bar._bar.finished
+    task = bar._bar.tasks[0]
+    assert (task.completed, task.total) == (9, 9)
+    shown = [float(best) for best in re.findall(r"best ([\d.]+) %", caplog.text)]
+    assert len(shown) == 3 and shown == sorted(shown) and shown[-1] > 0
+    assert f"finetune: 9 steps{task.fields['state']}" in caplog.messages

@@ -1,0 +1,82 @@
+"""Bars over long work under Lightning: how far, how well, how much longer."""
+
+import logging
+from typing import Any
+
+import lightning as L
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from gnnrl_lightning.finetune import SupervisedModule
+
+log = logging.getLogger(__name__)
+
+
+class Bar(L.Callback):
+    """One bar over a whole fit, on rank 0; the terminal is given back however the fit ends."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def begin(self, trainer: L.Trainer, name: str, unit: str, total: int, done: int = 0) -> None:
+        """Draws the bar.
+
+        Args:
+            trainer: Whose fit it is.
+            name: What is under way.
+            unit: What is counted.
+            total: How many there are.
+            done: How many an earlier run has done.
+        """
+        if trainer.is_global_zero:
+            columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn(unit + "{task.fields[state]}"))
+            self._bar = Progress(*columns, TimeRemainingColumn())
+            self._task = self._bar.add_task(name, total=total, completed=done, state="")
+            self._bar.start()
+
+    def show(self, done: int | None = None, state: str | None = None) -> None:
+        """Moves the bar to `done`, or one on, and says how it goes."""
+        if self._bar is not None:
+            fields = {} if state is None else {"state": f" · {state}"}
+            self._bar.update(self._task, completed=done, advance=1 if done is None else None, **fields)  # type: ignore[arg-type]
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leaves the finished bar on the screen."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Gives the terminal back."""
+        self.on_fit_end(trainer, pl_module)
+
+
+class FitProgress(Bar):
+    """A bar over the steps of a supervised training: loss, top-1 on the reward split, the best so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._best = 0.0
+        self._loss = self._top1 = ""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draws the bar, once the images say how many steps there are."""
+        assert isinstance(pl_module, SupervisedModule)
+        self._best, self._loss, self._top1 = 0.0, "", ""
+        total = int(trainer.estimated_stepping_batches)
+        self.begin(trainer, f"training {pl_module.stage}", "steps", total, trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Says how the step went."""
+        self._loss = f"loss {float(outputs['loss']):.3f}"
+        self.show(trainer.global_step, self._loss + self._top1)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Says how the epoch went, in the log too."""
+        assert isinstance(pl_module, SupervisedModule)
+        top1 = 100 * float(trainer.callback_metrics[f"{pl_module.stage}/reward_top1"])
+        self._best = max(self._best, top1)
+        self._top1 = f" · top-1 {top1:.2f} %, best {self._best:.2f} %"
+        self.show(trainer.global_step, self._loss + self._top1)
+        log.debug("%s: %d steps · %s%s", pl_module.stage, trainer.global_step, self._loss, self._top1)
