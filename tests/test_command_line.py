@@ -35,6 +35,7 @@ def test_a_search_from_beginning_to_end(finished: tuple[Path, Outcome]) -> None:
     for word in ("original", "pruned", "fine-tuned", "top-1", "MMACs allowed", "24/24 episodes", "gl.load_pruned"):
         assert word in outcome.out
     assert "Traceback" not in outcome.err and "Warning" not in outcome.err
+    assert "GPU available" not in outcome.out + outcome.err, "Lightning's hints"
     files = {str(path.relative_to(folder)) for path in folder.rglob("*")}
     assert not FOLDER - files
     assert not [name for name in files if "tmp" in name]
