@@ -23,6 +23,8 @@ class FitConfig:
     """Momentum of SGD."""
     weight_decay: float = 4e-5
     """L2 penalty on all parameters."""
+    gradient_clip: float | None = None
+    """Largest norm of a step's gradient; null: no limit."""
 
     def check(self, name: str) -> None:
         """Raise ValueError for values out of range."""
@@ -31,6 +33,8 @@ class FitConfig:
         _require(self.lr > 0, f"{name}.lr", self.lr, "above 0")
         _require(0 <= self.momentum < 1, f"{name}.momentum", self.momentum, "in [0, 1)")
         _require(self.weight_decay >= 0, f"{name}.weight_decay", self.weight_decay, "at least 0")
+        clip = self.gradient_clip
+        _require(clip is None or clip > 0, f"{name}.gradient_clip", clip, "above 0, or null for no limit")
 
 
 @dataclass

@@ -103,6 +103,7 @@ def fit(
         max_epochs=settings.epochs,
         max_steps=settings.max_steps,
         enable_progress_bar=any(isinstance(each, ProgressBar) for each in callbacks),  # else Lightning adds its own
+        gradient_clip_val=settings.gradient_clip,
         log_every_n_steps=10,
     )
     model.to(memory_format=torch.channels_last)  # half the time of a step on a CPU, less on a GPU

@@ -84,12 +84,12 @@ def _restricted(node: Any, values: Mapping[fx.Node, Any], topology: Topology, ma
     def left(argument: Any) -> Any:
         if argument is source:
             return values[argument].index_select(dim, index)
-        if isinstance(argument, fx.Node) and Program.operation(node) in {"layer_norm", "group_norm"}:
+        if isinstance(argument, fx.Node) and Program.operation(node) in {"layer_norm", "rms_norm", "group_norm"}:
             return values[argument].index_select(0, index)  # its weight or bias
         return fx.node.map_arg(argument, values.__getitem__)
 
     args = [left(argument) for argument in node.args]
-    if Program.operation(node) == "layer_norm":
+    if Program.operation(node) in {"layer_norm", "rms_norm"}:
         args[1] = [len(index)]
     result = node.target(*args, **{name: left(argument) for name, argument in node.kwargs.items()})
     if Program.shape(node) != Program.shape(source):

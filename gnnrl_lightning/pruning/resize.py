@@ -96,7 +96,9 @@ def _split(to: "Rewriter", node: fx.Node) -> fx.Node | None:
 
 def _convolution(to: "Rewriter", node: fx.Node) -> fx.Node | None:
     """A depth-wise convolution has as many groups as channels."""
-    names = ("weight", "bias", "stride", "padding", "dilation", "groups")
+    names = ["weight", "bias", "stride", "padding", "dilation", "groups"]
+    if "transpose" in Program.operation(node):
+        names[4:] = ["output_padding", "groups", "dilation"]
     given = dict(zip(names, _arguments(node, *names), strict=True))
     if (given["groups"] or 1) == 1 or Program.shape(given["weight"])[1] > 1:
         return None

@@ -7,6 +7,7 @@ slice's ends, a split's sizes, a padding, a convolution's groups. `resize.py` ha
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
@@ -63,7 +64,6 @@ class Rewriter:
         self.model, self.topology, self.mask = model, topology, mask
         self.program = topology.program
         self.tensors = tensors_of(model)
-        self._device = next(model.parameters()).device
         self._folded = folded_tensors(model, topology)
         self._constants = self._needed_constants()
         self._root: dict[str, Any] = {}
@@ -139,14 +139,19 @@ class Rewriter:
         """The same operation on the new operands; `changed` replaces the arguments behind the first."""
         args: Any = node.args
         rest = [self.argument(argument) for argument in args[1 + len(changed) :]]
-        kwargs = self.argument(node.kwargs)
-        if kwargs.get("device") is not None:
-            kwargs = {**kwargs, "device": self._device}  # not the one of the trace
-        return self.call(node.target, [self.argument(args[0]), *changed, *rest], kwargs)
+        return self.call(node.target, [self.argument(args[0]), *changed, *rest], self.argument(node.kwargs))
 
     def call(self, target: Any, args: Sequence[Any], kwargs: dict[str, Any] | None = None) -> fx.Node:
-        """An operation of the new graph."""
-        return self._graph.call_function(target, tuple(args), kwargs or {})
+        """An operation of the new graph; what it makes lies where the network's input does, not that of the trace."""
+
+        def placed(value: Any) -> Any:
+            return self._device_of_input() if isinstance(value, torch.device) else value
+
+        return self._graph.call_function(target, *pytree.tree_map(placed, (tuple(args), kwargs or {})))
+
+    def _device_of_input(self) -> fx.Node:
+        image = next(node for node in self._graph.nodes if node.op == "placeholder")
+        return self._graph.call_function(getattr, (image, "device"))
 
     def labels(self, node: Any) -> Any:
         """Labels of an operation's result, or of each of its results; None where it has no channels."""

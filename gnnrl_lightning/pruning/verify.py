@@ -116,13 +116,13 @@ def _without_zeros(model: nn.Module) -> nn.Module:
     zeros = [name for name, value in model.named_parameters() if not value.any()]
     if not zeros:
         return model
-    probe = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name in zeros:
-            value = probe.get_parameter(name)
-            value.copy_(torch.empty(value.shape).uniform_(0.5, 1.5, generator=generator))
-    return probe
+    fresh: dict[int, object] = {id(t): t for t in (*model.parameters(), *model.buffers())}  # all others are shared
+    for name in zeros:
+        value = model.get_parameter(name)
+        drawn = torch.empty(value.shape).uniform_(0.5, 1.5, generator=generator).to(value)
+        fresh[id(value)] = nn.Parameter(drawn, value.requires_grad)
+    return copy.deepcopy(model, fresh)
 
 
 def _first_line(failure: Exception) -> str:

@@ -2,9 +2,12 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+from torch import Tensor
 
 from gnnrl_lightning.topology.labels import LOCKED, Labels
 from gnnrl_lightning.topology.trace import Program
@@ -61,28 +64,35 @@ def collect(
     Returns:
         The groups, and the slot of each class, [classes], −1 where it belongs to none.
     """
-    members_of: dict[int, list[Member]] = defaultdict(list)
+    uses: list[Member | None] = []
+    uses_of: dict[int, list[int]] = defaultdict(list)
+
+    def use(vector: Tensor, member: Callable[[int], Member | None]) -> None:
+        numbers, counts = np.unique(classes[vector.numpy()], return_counts=True)
+        for count in np.unique(counts).tolist():
+            for number in numbers[counts == count].tolist():
+                uses_of[number].append(len(uses))
+            uses.append(member(count))
+
     for (name, dimension), vector in labels.dimensions.items():
-        for number, count in zip(*np.unique(classes[vector.numpy()], return_counts=True), strict=True):
-            members_of[int(number)].append(Member(name, dimension, int(count)))
-    members_of.pop(int(classes[LOCKED]), None)
+        use(vector, partial(Member, name, dimension))
+    prunable = uses_of.keys() - {int(classes[LOCKED])}
     # Where a product of activations reads only some of them, the cost of a channel depends on which it is.
-    reads: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for index, product in enumerate(labels.products):
+    for product in labels.products:
         if product.rows is not None and product.columns is None:
-            for number, count in zip(*np.unique(classes[product.rows.numpy()], return_counts=True), strict=True):
-                reads[int(number)].append((index, int(count)))
+            use(product.rows, lambda count: None)
     # In the order of each class's first label, so that groups and slots follow the network.
     numbers, firsts = np.unique(classes, return_index=True)
     first = dict(zip(numbers.tolist(), firsts.tolist(), strict=True))
-    together: dict[tuple[tuple[Member, ...], tuple[tuple[int, int], ...]], list[int]] = defaultdict(list)
-    for number in sorted(members_of, key=first.__getitem__):
-        together[tuple(members_of[number]), tuple(reads[number])].append(number)
+    together: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for number in sorted(prunable, key=first.__getitem__):
+        together[tuple(uses_of[number])].append(number)
     slot_of_class = np.full(int(classes.max()) + 1, -1, dtype=np.int64)
     groups: list[ChannelGroup] = []
     start = 0
-    for (members, _), found in together.items():
+    for used, found in together.items():
         width = len(found)
+        members = tuple(member for index in used if (member := uses[index]))
         slot_of_class[found] = np.arange(start, start + width)
         start += width
         name = _name(labels, members, classes, found)

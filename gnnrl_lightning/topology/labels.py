@@ -31,10 +31,19 @@ class Constant:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter or buffer on its way to an operation; `index` says which of its elements lies where."""
+    """A parameter or buffer on its way to an operation, in its shape there.
+
+    `moved` says which of its elements lies where by then, if any has moved.
+    """
 
     name: str
-    index: Tensor
+    shape: torch.Size
+    moved: Tensor | None = None
+
+    @property
+    def index(self) -> Tensor:
+        """Which of its elements lies where; made when asked for, because it is as large as the parameter twice."""
+        return torch.arange(self.shape.numel()).view(self.shape) if self.moved is None else self.moved
 
 
 @dataclass(frozen=True)
@@ -109,7 +118,7 @@ class Labels:
         """
         self.shapes[node.name] = Program.shape(node)
         self.folded[node.name] = node
-        return Parameter(node.name, torch.arange(self.shapes[node.name].numel()).view(self.shapes[node.name]))
+        return Parameter(node.name, self.shapes[node.name])
 
     def sources(self, fold: str) -> set[str]:
         """Parameters and buffers that a folded tensor is computed from."""

@@ -99,18 +99,28 @@ def _transposed_convolution(
 ) -> Tensor:
     kernel = Program.shape(node.args[1])
     factor = images(state, x.shape) // kernel[0] * kernel[2:].numel()
-    if not _fixed(weight, bias) or groups != 1 or x.dim() != len(kernel):
+    if not _fixed(weight, bias) or x.dim() != len(kernel):
         state.products.append(Product(node.name, factor * kernel[0] * kernel[1]))
         return unknown(state, node, [x, weight, bias])
-    inputs, outputs = along(state, x, 1), state.fresh(kernel[1])
+    inputs, outputs = along(state, x, 1), state.fresh(groups * kernel[1])
+    attributes = {"in_channels": inputs, "out_channels": outputs}
+    columns = written = outputs
+    if groups > 1 and kernel[:2] == (groups, 1):
+        state.unite(outputs, inputs)
+        columns = written = LOCKED_ROW
+        attributes["groups"] = inputs
+    elif groups > 1:
+        columns = outputs.reshape(groups, -1)
+        written = columns[0]  # by one block; all keep equally many
+        state.blocks += [inputs.reshape(groups, -1), columns]
     state.tie(weight.name, 0, inputs)
-    state.tie(weight.name, 1, outputs)
-    state.readers[weight.name] = 0
-    state.reads.add(node.name)
+    state.tie(weight.name, 1, columns)
+    if columns is not LOCKED_ROW:
+        state.readers[weight.name] = 0
+        state.reads.add(node.name)
     _tie_vectors(state, outputs, bias)
-    path = Program.module_path(node)
-    state.note_sizes(path, nn.modules.conv._ConvNd, in_channels=inputs, out_channels=outputs)
-    state.products.append(Product(node.name, factor, inputs, outputs))
+    state.note_sizes(Program.module_path(node), nn.modules.conv._ConvNd, **attributes)
+    state.products.append(Product(node.name, factor, inputs, written))
     return spread(outputs, Program.shape(node), 1)
 
 
@@ -148,8 +158,9 @@ def _layer_norm(
     elif len(shape) == 1 and varies(x, -1):
         channels = along(state, x, -1)
         state.restricted[node.name] = x.dim() - 1
-        _tie_vectors(state, channels, weight, bias)
-        state.note_sizes(Program.module_path(node), nn.LayerNorm, normalized_shape=(0, channels))
+        _tie_vectors(state, channels, *(value for value in (weight, bias) if isinstance(value, Parameter)))
+        for kind in (nn.LayerNorm, nn.RMSNorm):
+            state.note_sizes(Program.module_path(node), kind, normalized_shape=(0, channels))
         return spread(channels, x.shape, x.dim() - 1)
     return x
 
@@ -170,7 +181,7 @@ def _group_norm(
 
 
 def _prelu(state: Labels, node: fx.Node, x: Tensor, weight: Any) -> Tensor:
-    if weight.index.numel() > 1:
+    if weight.shape.numel() > 1:
         channels = along(state, x, 1)
         _tie_vectors(state, channels, weight)
         state.note_sizes(Program.module_path(node), nn.PReLU, num_parameters=channels)
@@ -182,7 +193,7 @@ RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed_convolution),
     "linear": _linear,
     **dict.fromkeys(("batch_norm", "instance_norm"), _batch_norm),
-    "layer_norm": _layer_norm,
+    **dict.fromkeys(("layer_norm", "rms_norm"), _layer_norm),
     "group_norm": _group_norm,
     "prelu": _prelu,
 }

@@ -15,7 +15,7 @@ MOVE = (
     RESHAPE
     | JOIN
     | frozenset(
-        "permute transpose t numpy_T unsqueeze squeeze expand expand_as flip movedim moveaxis repeat swapaxes "
+        "permute transpose t numpy_T mT unsqueeze squeeze expand expand_as flip movedim moveaxis repeat swapaxes "
         "swapdims".split()
     )
 )
@@ -104,9 +104,15 @@ def move(state: Labels, node: fx.Node, args: Any, kwargs: Any) -> Any:
     return result
 
 
+def gated(state: Labels, node: fx.Node, x: Tensor, dim: int = -1) -> Tensor:
+    """One half of the channels scales the other."""
+    values, gates = x.chunk(2, dim)
+    return _meet(state, node, values, gates)
+
+
 def _label(state: Labels, node: fx.Node, parameter: Parameter) -> Tensor:
     """Labels of a parameter that joins activations, e.g. a class token: channels of its own along its one dimension."""
-    shape, once = parameter.index.shape, compact(parameter.index).shape
+    shape, once = parameter.shape, compact(parameter.index).shape
     wide = [d for d, size in enumerate(once) if size > 1]
     if len(wide) != 1 or once.numel() != state.shapes[parameter.name].numel():
         state.fix(parameter, f"{Program.place(node)} joins {parameter.name} to channels")

@@ -13,7 +13,7 @@ from gnnrl_lightning.topology.trace import Program, known, shape_of
 
 def _matmul(state: Labels, node: fx.Node, a: Any, b: Any) -> Any:
     """A matrix product with a weight, or of two activations."""
-    if isinstance(a, Tensor) and isinstance(b, Parameter) and b.index.dim() == 2:
+    if isinstance(a, Tensor) and isinstance(b, Parameter) and len(b.shape) == 2:
         return _product_with_weight(state, node, a, b)
     shape, inner = Program.shape(node), Program.shape(node.args[0])[-1]
     if isinstance(a, Tensor) and isinstance(b, Tensor) and a.dim() == b.dim() > 2:
@@ -76,7 +76,7 @@ def _outer(labels: Tensor) -> bool:
 
 
 def _product_with_weight(state: Labels, node: fx.Node, x: Tensor, weight: Parameter) -> Tensor:
-    inputs, outputs = along(state, x, -1), state.fresh(weight.index.shape[1])
+    inputs, outputs = along(state, x, -1), state.fresh(weight.shape[1])
     state.tie(weight.name, 0, inputs)
     state.tie(weight.name, 1, outputs)
     state.readers[weight.name] = 0

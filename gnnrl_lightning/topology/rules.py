@@ -34,7 +34,7 @@ ELEMENTWISE = (
     ACTIVATION
     | COMBINE
     | frozenset(
-        "dropout dropout_ feature_dropout alpha_dropout clamp clamp_ clamp_min clamp_max exp sqrt rsqrt "
+        "dropout dropout_ feature_dropout alpha_dropout clamp clamp_ clamp_min clamp_max exp log log1p sqrt rsqrt "
         "reciprocal abs neg pow square erf addcmul addcdiv lerp "
         "zeros_like ones_like full_like".split()
     )
@@ -43,7 +43,7 @@ POOL = frozenset(
     "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
     "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d upsample_nearest1d upsample_nearest2d "
     "upsample_nearest3d upsample_linear1d upsample_trilinear3d upsample_bilinear2d upsample_bicubic2d "
-    "_upsample_nearest_exact2d".split()
+    "_upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa".split()
 )
 OUTPUT = "network output"
 """Why the channels of the network's results stay."""
@@ -79,8 +79,7 @@ def propagate(program: Program) -> Labels:
 def _placeholder(state: Labels, program: Program, node: fx.Node) -> Any:
     if node.name in program.state:
         name = program.state[node.name]
-        shape = state.shapes[name]
-        return Parameter(name, torch.arange(shape.numel()).view(shape))
+        return Parameter(name, state.shapes[name])
     shape = Program.shape(node)
     if node.name in program.constants:
         return Constant(shape)
@@ -122,7 +121,7 @@ def _apply(state: Labels, node: Any, args: Any, kwargs: Any) -> Any:
     if name in ELEMENTWISE:
         return movement.elementwise(state, node, operands)
     if name in POOL:
-        return _pool(state, node, args[0], spatial=int(name[-2]))
+        return _pool(state, node, args[0], spatial=int(name.removesuffix("_aa")[-2]))
     if name in REDUCE:
         return movement.reduce(state, node, args[0], *args[1:2], **kwargs)
     if name in NORM:
@@ -151,7 +150,7 @@ def _folded(state: Labels, nodes: Any, values: Any) -> Any:
     def whole(node: Any, value: Any) -> Any:
         if not isinstance(value, Parameter) or not isinstance(node, fx.Node):
             return value
-        intact = value.index.shape == state.shapes[value.name] and value.index.is_contiguous()
+        intact = value.moved is None or (value.shape == state.shapes[value.name] and value.moved.is_contiguous())
         return value if intact else state.fold(node)
 
     if isinstance(values, dict):
@@ -167,7 +166,7 @@ def _without_activations(state: Labels, node: fx.Node, name: str, args: Any, kwa
             return parameters[0]
         if name in (movement.MOVE | movement.CUT) - movement.JOIN and callable(node.target):
             moved = node.target(parameters[0].index, *args[1:], **kwargs)
-            return pytree.tree_map(lambda index: Parameter(parameters[0].name, index), moved)
+            return pytree.tree_map(lambda index: Parameter(parameters[0].name, index.shape, index), moved)
     if name in products.LAYERS:
         state.products.append(Product(node.name, products.counted(node)))  # once for the whole batch
     batched = any(source.name in state.batched for source in node.all_input_nodes)
@@ -197,4 +196,5 @@ RULES: dict[str, Callable[..., Any]] = {
     **layers.RULES,
     **dict.fromkeys(("pad", "constant_pad_nd"), movement.pad),
     **dict.fromkeys(("softmax", "_softmax", "log_softmax"), _softmax),
+    "glu": movement.gated,
 }

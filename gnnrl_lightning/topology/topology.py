@@ -198,6 +198,8 @@ def trace(
         raise ValueError(f"divisor={divisor} must be at least 1; 1 keeps any number of channels.")
     if not 0 <= min_keep <= 1:
         raise ValueError(f"min_keep={min_keep} must be in [0, 1], the fraction of its channels that a group keeps.")
+    if isinstance(exclude, str):
+        raise ValueError(f"exclude={exclude!r} must be a list of regular expressions, e.g. exclude=[{exclude!r}].")
     program = export(model, example_input)
     name_indices(program)
     fuse_shuffles(program.graph)

@@ -119,10 +119,12 @@ def export(model: nn.Module, example_input: Tensor) -> Program:
     images = example_input if len(example_input) > 1 else torch.cat([example_input, example_input])
     any_batch = ({0: torch.export.Dim.AUTO},)
     try:
-        # eval() on a copy: tracing must not touch the caller's train/eval flags. Parameters are shared, not copied.
-        twin = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())}).eval()
+        # eval() on a copy: tracing must not touch the caller's train/eval flags. On the CPU, where the trace is run to
+        # check what is pruned; parameters that are there are shared, not copied.
+        tensors = (*model.parameters(), *model.buffers())
+        twin = copy.deepcopy(model, {id(tensor): _on_cpu(tensor) for tensor in tensors}).eval()
         with torch.no_grad():
-            exported = torch.export.export(twin, (images,), dynamic_shapes=any_batch, strict=False)
+            exported = torch.export.export(twin, (images.cpu(),), dynamic_shapes=any_batch, strict=False)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
@@ -131,8 +133,8 @@ def export(model: nn.Module, example_input: Tensor) -> Program:
         ) from error
     _inline(exported.graph_module)
     signature = exported.graph_signature
-    tensors = (*twin.named_parameters(), *twin.named_buffers())
-    name_of = {id(value): name for name, value in tensors}
+    named = (*twin.named_parameters(), *twin.named_buffers())
+    name_of = {id(value): name for name, value in named}
     aliases = (
         *twin.named_parameters(remove_duplicate=False),
         *twin.named_buffers(remove_duplicate=False),
@@ -150,13 +152,20 @@ def export(model: nn.Module, example_input: Tensor) -> Program:
         state={placeholder: canonical[name] for placeholder, name in state.items()},
         constants=constants,
         indices={name: value for name, value in known_values.items() if value.dtype == torch.long},
-        shapes={name: value.shape for name, value in tensors},
+        shapes={name: value.shape for name, value in named},
         parameters=frozenset(name for name, _ in twin.named_parameters()),
         modules=dict(model.named_modules()),
         example_shape=example_input.shape,
         batch=len(images),
         structure=exported.call_spec.out_spec,
     )
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    if tensor.device.type == "cpu":
+        return tensor
+    value = tensor.detach().cpu()
+    return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
 
 
 def _inline(module: fx.GraphModule) -> None:

@@ -62,18 +62,20 @@ class Pruning:
         for path, module in twin.named_modules():
             slots = topology.slots.get((f"{path}.weight", 0), torch.tensor([-1]))
             stays = (slots < 0) | mask[slots]
-            if isinstance(module, (nn.LayerNorm, nn.GroupNorm)) and not stays.all():
+            if isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)) and not stays.all():
                 module.forward = _norm_of(module, stays.nonzero().flatten())  # type: ignore[method-assign]
         return twin
 
 
-def _norm_of(norm: nn.LayerNorm | nn.GroupNorm, left: Tensor) -> Callable[[Tensor], Tensor]:
+def _norm_of(norm: nn.LayerNorm | nn.RMSNorm | nn.GroupNorm, left: Tensor) -> Callable[[Tensor], Tensor]:
     """The norm of the channels that are left; zeros at the others."""
 
     def forward(x: Tensor) -> Tensor:
         result = torch.zeros_like(x)
         if isinstance(norm, nn.LayerNorm):
             result[..., left] = F.layer_norm(x[..., left], left.shape, norm.weight[left], norm.bias[left], norm.eps)
+        elif isinstance(norm, nn.RMSNorm):
+            result[..., left] = F.rms_norm(x[..., left], left.shape, norm.weight[left], norm.eps)
         else:
             affine = norm.weight[left], norm.bias[left]
             result[:, left] = F.group_norm(x[:, left], norm.num_groups, *affine, norm.eps)

@@ -174,6 +174,18 @@ def test_it_can_be_copied_and_exported(pruning: Any) -> None:
         assert torch.equal(small(images(4)), before)
 
 
+class OnItsDevice(nn.Module):
+    """Makes a tensor of as many rows as images, where the images are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return shuffle(x * torch.ones(x.shape[0], 1, 1, 1, device=x.device), 2)
+
+
+def test_it_follows_its_input_to_another_device() -> None:
+    small = halved(Net(OnItsDevice())).to("meta")
+    assert small(images(3).to("meta")).shape == (3, 4)
+
+
 @pytest.mark.parametrize("name", REWRITTEN)
 def test_plans_compose(name: str, pruning: Any) -> None:
     """Pruning it again is pruning once to what both plans kept."""

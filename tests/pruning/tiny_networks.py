@@ -229,13 +229,18 @@ class SpatialAttention(nn.Module):
         return x * self.conv(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)).sigmoid()
 
 
+def transposed() -> nn.Module:
+    """A decoder: a depth-wise and a grouped transposed convolution."""
+    return nn.Sequential(nn.ConvTranspose2d(8, 8, 2, stride=2, groups=8), nn.ConvTranspose2d(8, 12, 3, groups=2))
+
+
 class LayerNormBlock(nn.Module):
     """A ConvNeXt block: depth-wise, then channels last for LayerNorm and an MLP."""
 
-    def __init__(self) -> None:
+    def __init__(self, norm: type[nn.LayerNorm] | type[nn.RMSNorm]) -> None:
         super().__init__()
         self.conv = nn.Conv2d(8, 8, 3, padding=1, groups=8)
-        self.norm = nn.LayerNorm(8)
+        self.norm = norm(8)
         self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -348,6 +353,10 @@ CASES = {
     "standardised": Case(lambda: Net(standardised()), (8, 6, 8), rewritten=True, oracle="twin"),
     "blur": Case(lambda: Net(Blur(), out=6), (8, 6), rewritten=True),
     "layer scale": Case(lambda: Net(Scale()), (8,), rewritten=True),
+    "gate": Case(lambda: Net(lambda x: F.glu(x, 1), out=4), (4,)),
+    "logarithm": Case(lambda: Net(lambda x: torch.log1p(x) + (x + 1).log()), (8,)),
+    "antialiased": Case(lambda: Net(lambda x: F.interpolate(x, size=3, mode="bilinear", antialias=True)), (8,)),
+    "transposed": Case(lambda: Net(transposed(), out=12), (4, 6)),
     "squeeze": Case(lambda: Net(Squeeze()), (8, 3)),
     "efficient attention": Case(lambda: Net(Efficient()), (8,), oracle="narrow"),
     "spatial attention": Case(lambda: Net(SpatialAttention()), (8, 1), oracle="narrow"),
@@ -355,7 +364,8 @@ CASES = {
     "norm of all": Case(
         lambda: Net(lambda x: F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1)), (8,), oracle="narrow"
     ),
-    "layer norm": Case(lambda: Net(LayerNormBlock()), (8, 12)),
+    "layer norm": Case(lambda: Net(LayerNormBlock(nn.LayerNorm)), (8, 12)),
+    "rms norm": Case(lambda: Net(LayerNormBlock(nn.RMSNorm)), (8, 12)),
     "group norm": Case(lambda: Net(GroupNormBlock()), (4,)),
     "attention": Case(lambda: Transformer(products), (8, 4), rewritten=True, oracle="silent"),
     "scaled dot product": Case(
