@@ -151,8 +151,12 @@ def typed(config: DictConfig, schema: type[SearchConfig] | type[TrainConfig]) ->
     """
     # A missing group first: settings that are taken from it could not be looked up.
     missing = [str(name) for name in config if OmegaConf.is_missing(config, name)] or OmegaConf.missing_keys(config)
-    for name in sorted(missing):
-        raise ValueError(f"{name} is missing; add {name}=… (see --help).")
+    if missing:
+        names = sorted(missing)
+        raise ValueError(
+            f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'} missing; "
+            f"add {' '.join(f'{name}=…' for name in names)} (see --help)."
+        )
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     values: dict[str, Any] = {}
     for name, each in schema.__dataclass_fields__.items():

@@ -1,8 +1,11 @@
 """How a command starts and ends: quiet libraries, one stamp for all ranks, one sentence where the user is at fault."""
 
 import datetime
+import difflib
 import logging
 import os
+import re
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -14,6 +17,8 @@ from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+
+from gnnrl_lightning.config import SearchConfig, TrainConfig
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +74,7 @@ def job(story: Callable[[DictConfig], float], config: DictConfig) -> float:
         log.debug("failed", exc_info=True)  # for the file of the log: the screen shows one line
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
+        _forget(Path(HydraConfig.get().runtime.output_dir))
         _give_up(error, 1)
 
 
@@ -79,13 +85,36 @@ def _deletion(argument: str) -> str:
     return f"~{name}" if value == "null" and name and group.is_dir() else argument
 
 
+def _forget(folder: Path) -> None:
+    """Removes a run's folder if there is nothing in it but the log of a refusal, which was printed too."""
+    if {path.name for path in folder.iterdir()} <= {".hydra", "search.log", "train.log"}:
+        logging.shutdown()
+        shutil.rmtree(folder)
+
+
 def _give_up(error: Exception, code: int) -> NoReturn:
-    """Says what to do in one line; the traceback is there with `debug=`."""
-    if any(argument.startswith("debug=") for argument in sys.argv):
+    """Says what to do in one line; the traceback is there with `debug=trace`."""
+    if "debug=trace" in sys.argv:
         raise error
-    cause = f" ({error.__cause__})" if isinstance(error, HydraException) and error.__cause__ else ""
-    hint = ""
-    if isinstance(error, OverrideParseException) and "~" in error.override[1:]:  # in front it is Hydra's own, to delete
-        hint = " (a path with ~ must be written out, e.g. $HOME/…)"
-    print(f"error: {' '.join(f'{error}{cause}{hint}'.split())}", file=sys.stderr)
+    text = _plain(error) if isinstance(error, (HydraException, OmegaConfBaseException)) else str(error)
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
     sys.exit(code)
+
+
+def _plain(error: Exception) -> str:
+    """Hydra's most common messages in our words."""
+    text = f"{error} ({error.__cause__})" if error.__cause__ else str(error)
+    if unknown := re.search(r"Could not override '([^']+)'", text):
+        settings = {*SearchConfig.__dataclass_fields__, *TrainConfig.__dataclass_fields__}
+        near = [] if "." in unknown[1] else difflib.get_close_matches(unknown[1], settings, n=1)
+        return f"there is no setting {unknown[1]}{f'; do you mean {near[0]}' if near else ''}? --help lists all."
+    if no_list := re.search(r"Error merging override ([^=\s]+)=(\S+).*is not a ListConfig", text, re.DOTALL):
+        return f"{no_list[1]}={no_list[2]} must be a list, e.g. {no_list[1]}=[{no_list[2]}]."
+    if wrong := re.search(
+        r"Value '(.*?)' of type '\w+' could not be converted to (\w+).*full_key: (\S+)", text, re.DOTALL
+    ):
+        kind = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false"}.get(wrong[2], wrong[2])
+        return f"{wrong[3]}={wrong[1]} must be {kind}."
+    if isinstance(error, OverrideParseException) and "~" in error.override[1:]:  # in front it is Hydra's own, to delete
+        return f"{text} (a path with ~ must be written out, e.g. $HOME/…)"
+    return text

@@ -29,15 +29,16 @@ class Bar(L.Callback):
             done: How many an earlier run has done.
         """
         if trainer.is_global_zero:
-            columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn(unit + "{task.fields[state]}"))
-            self._bar = Progress(*columns, TimeRemainingColumn())
+            columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
+            state = TextColumn("{task.fields[state]}")  # last, because short lines cut the end
+            self._bar = Progress(*columns, state)
             self._task = self._bar.add_task(name, total=total, completed=done, state="")
             self._bar.start()
 
     def show(self, done: int | None = None, state: str | None = None) -> None:
         """Moves the bar to `done`, or one on, and says how it goes."""
         if self._bar is not None:
-            fields = {} if state is None else {"state": f" · {state}"}
+            fields = {} if state is None else {"state": state}
             self._bar.update(self._task, completed=done, advance=1 if done is None else None, **fields)  # type: ignore[arg-type]
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -79,4 +80,4 @@ class FitProgress(Bar):
         self._best = max(self._best, top1)
         self._top1 = f" · top-1 {top1:.2f} %, best {self._best:.2f} %"
         self.show(trainer.global_step, self._loss + self._top1)
-        log.debug("%s: %d steps · %s%s", pl_module.stage, trainer.global_step, self._loss, self._top1)
+        log.debug("%s: %d steps: %s%s", pl_module.stage, trainer.global_step, self._loss, self._top1)

@@ -18,7 +18,7 @@ from gnnrl_lightning.config import SearchConfig, TrainConfig, build, typed
 from gnnrl_lightning.data import ImageDataModule, Preprocessing
 from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.measure import latencies, test_top1
-from gnnrl_lightning.files import write_json
+from gnnrl_lightning.files import write_json, write_text
 from gnnrl_lightning.fitting import device_of, fit, log_metrics, open_loggers
 from gnnrl_lightning.models.factory import ModelSpec, check_model, create_model, preprocessing_of
 from gnnrl_lightning.pruning.apply import load_pruned, make_plan, save_pruned
@@ -28,7 +28,7 @@ from gnnrl_lightning.report.page import write_report
 from gnnrl_lightning.report.results import choice, command, durations, stages
 from gnnrl_lightning.report.tables import stage_table
 from gnnrl_lightning.search.environment import PruningEnv, check_feasible
-from gnnrl_lightning.search.run import run_agent
+from gnnrl_lightning.search.run import check_resume, run_agent
 from gnnrl_lightning.topology import trace
 from gnnrl_lightning.topology.hierarchy import hierarchical_graph
 
@@ -46,6 +46,7 @@ def search(config: DictConfig) -> float:
     """
     cfg: SearchConfig = typed(config, SearchConfig)
     folder, device = Path(config.paths.run), device_of(config)
+    check_resume(config, folder)
     spec = ModelSpec.from_config(config.model)
     check_model(spec, config.data.num_classes, cfg.weights)
     data = _data(config, preprocessing_of(spec, cfg.weights))
@@ -82,6 +83,7 @@ def search(config: DictConfig) -> float:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     agent = build(config.agent, graph=hierarchical_graph(topology))
 
+    rank_zero_only(write_text)(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     with open_loggers(config, "search") as logger:
         if cfg.weights is None:
             train_base(model, spec, str(topology.program), data, cfg.base, config, logger)
@@ -138,8 +140,9 @@ def search(config: DictConfig) -> float:
             }
             write_json(folder / "results.json", results)
             report = write_report(folder)
-            Console().print(stage_table(results))
-            log.info("report: %s\nthe network: %s", report, _loading(spec, folder))
+    if module.global_rank == 0:  # behind what the loggers say when they close
+        Console().print(stage_table(results))
+        log.info("report: %s\nthe network: %s", report, _loading(spec, folder))
     return whole
 
 
@@ -170,6 +173,8 @@ def train(config: DictConfig) -> float:
             f"{plan.model['num_classes']} classes; give the images that it was trained for."
         )
     spec = ModelSpec.from_config(plan.model["spec"] if plan and plan.model and cfg.model is None else config.model)
+    if plan and plan.model and not spec.kwargs and spec.name == plan.model["spec"]["name"]:
+        spec = replace(spec, kwargs=plan.model["spec"]["kwargs"])  # of what is named again, only the code has to be
     if plan is None or plan.model is None:
         check_model(spec, config.data.num_classes, cfg.weights)
     elif spec.to_dict() != plan.model["spec"]:

@@ -2,17 +2,26 @@ import csv
 import json
 import os
 import pickle
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from commands import Outcome, run_all
 
 import gnnrl_lightning as gl
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
 from gnnrl_lightning.pruning.plan import PruningPlan
 
+OWN = """
+from torch import nn
+
+def build(num_classes, width):
+    layers = nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 2 * width, 3)
+    return nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, num_classes))
+"""
 FOLDER = {
     "plan.json",
     "pruned.safetensors",
@@ -20,6 +29,7 @@ FOLDER = {
     "results.json",
     "report.html",
     "search.log",
+    "config.yaml",
     ".hydra/config.yaml",
     ".hydra/overrides.yaml",
     "checkpoints/last.ckpt",
@@ -81,7 +91,16 @@ def more(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
             *("train.py", "model=resnet20", "data=digits", "fit.max_steps=1", "trainer=cpu", "logger=null"),
             f"hydra.run.dir={folder}/base",
         ],
+        [
+            *("search.py", *quick, "model=module", "model.target=own_net.build", "model.kwargs={width: 6}"),
+            *("exclude=['^0[.]']", f"hydra.run.dir={folder}/own", "logger=none"),
+        ],
+        [
+            *("train.py", f"plan={folder}/own/plan.json", "model=module", "model.target=own_net.build"),
+            *("fit.max_steps=1", "trainer=cpu", f"hydra.run.dir={folder}/own_plan"),
+        ],
     ]
+    (folder / "own_net.py").write_text(OWN)
     return folder, run_all(lines, folder)
 
 
@@ -111,20 +130,32 @@ def test_weights_and_biases(more: tuple[Path, list[Outcome]]) -> None:
 
 
 def test_a_folder_of_another_search_is_refused(more: tuple[Path, list[Outcome]]) -> None:
-    folder, (*_, other, _, _) = more
+    folder, (*_, other, _, _, _, _) = more
     assert other.code == 1
     assert other.err.startswith("error: ") and "budget=0.5" in other.err and len(other.err.splitlines()) == 1
     assert json.loads((folder / "both" / "results.json").read_text())["budget"] == 0.5
+    assert yaml.safe_load((folder / "both" / "config.yaml").read_text())["budget"] == 0.5
+    assert len(list((folder / "both" / "metrics").iterdir())) == 1
 
 
 def test_training(more: tuple[Path, list[Outcome]]) -> None:
-    folder, (*_, plan, base) = more
+    folder, (*_, plan, base, _, _) = more
     assert plan.code == 0 and base.code == 0, plan.err + base.err
     fine_tuned, searched = gl.load_pruned(folder / "plan"), gl.load_pruned(folder / "both")
     assert fine_tuned.conv1.weight.shape == searched.conv1.weight.shape
     assert not torch.equal(fine_tuned.conv1.weight, searched.conv1.weight)
     assert PruningPlan.load(folder / "plan" / "plan.json") == PruningPlan.load(folder / "both" / "plan.json")
     assert (folder / "base" / "resnet20.safetensors").is_file()
+
+
+def test_a_network_of_the_users_own(more: tuple[Path, list[Outcome]]) -> None:
+    folder, (*_, search, train) = more
+    assert search.code == 0 and train.code == 0, search.err + train.err
+    assert (folder / "own_plan" / "pruned.safetensors").is_file()
+    results = json.loads((folder / "own" / "results.json").read_text())
+    typed = shlex.split(results["command"])
+    assert "model.kwargs={width: 6}" in typed and "exclude=['^0[.]']" in typed
+    assert "model=…)" in search.out and "model=…)" in (folder / "own" / "report.html").read_text()
 
 
 class Malicious:
@@ -140,12 +171,12 @@ class Malicious:
 BAD = {
     "zero": ("budget=0", "budget=0.0 is not possible"),
     "above": ("budget=1.5", "budget=1.5 is not possible"),
-    "word": ("budget=abc", "budget"),
+    "word": ("budget=abc", "budget=abc must be a number"),
     "infeasible": ("budget=0.001", "lowest feasible budget"),
     "model": ("model=nonsense", "nonsense"),
     "name": ("model=timm model.name=nonsense", "model.name=nonsense"),
     "root": ("data=folder data.num_classes=10 data.root=/nowhere", "data.root=/nowhere"),
-    "classes": ("data=folder", "data.num_classes is missing"),
+    "classes": ("data=folder", "data.num_classes and data.root are missing"),
     "absent": ("weights=/nowhere.pt", "weights=/nowhere.pt"),
     "other": ("weights={folder}/other.pt", "other.pt"),
     "truncated": ("weights={folder}/truncated.pt", "truncated.pt"),
@@ -153,8 +184,11 @@ BAD = {
     "default": ("weights=default", "weights=default"),
     "divisor": ("divisor=0", "divisor=0"),
     "exclude": ("exclude=[nonsense]", "nonsense"),
+    "string": ("exclude=conv1", "exclude=conv1 must be a list, e.g. exclude=[conv1]"),
+    "steps": ("episodes=1.5", "episodes=1.5 must be a whole number"),
     "agent": ("agent.episodes_per_iteration=1", "agent.episodes_per_iteration=1"),
-    "unknown": ("budgte=0.5", "budgte"),
+    "unknown": ("budgte=0.5", "there is no setting budgte; do you mean budget?"),
+    "option": ("agent.lrr=1", "there is no setting agent.lrr?"),
     "null": ("data=null", "data is missing"),
 }
 
@@ -186,8 +220,7 @@ def test_bad_input_is_one_sentence(bad: tuple[Path, dict[str, Outcome]], name: s
     assert len(lines) == 1 and lines[0].startswith("error: "), outcome.err
     assert expected[name] in lines[0]
     assert "Traceback" not in outcome.out + outcome.err
-    left = {path.name for path in (folder / name).rglob("*")}
-    assert not left & {"plan.json", "pruned.safetensors", "results.json", "report.html", "history.csv", "last.ckpt"}
+    assert not (folder / name).exists()
 
 
 def test_no_code_of_a_weights_file_ran(bad: tuple[Path, dict[str, Outcome]]) -> None:

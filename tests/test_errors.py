@@ -1,6 +1,7 @@
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from commands import ROOT
@@ -14,9 +15,12 @@ from gnnrl_lightning.launch import job, launch
 
 
 @pytest.fixture
-def mode(monkeypatch: pytest.MonkeyPatch) -> Callable[[RunMode], None]:
+def mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[RunMode], None]:
     def become(mode: RunMode) -> None:
-        monkeypatch.setattr(module.HydraConfig, "get", lambda: OmegaConf.create({"mode": mode}))
+        config = OmegaConf.create({"mode": mode, "runtime": {"output_dir": str(tmp_path)}})
+        monkeypatch.setattr(module.HydraConfig, "get", lambda: config)
+
+    (tmp_path / "search.log").touch()
 
     monkeypatch.setattr("sys.argv", ["search.py"])
     monkeypatch.setenv("RUN_STAMP", "now")
@@ -47,6 +51,7 @@ def test_the_users_mistake_is_one_line_and_its_traceback_in_the_log(
     mode: Callable[[RunMode], None],
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
     error: Exception,
     said: str,
 ) -> None:
@@ -58,6 +63,14 @@ def test_the_users_mistake_is_one_line_and_its_traceback_in_the_log(
     (record,) = caplog.records
     assert record.levelno == logging.DEBUG and record.exc_info is not None
     assert "in story" in caplog.text and "Traceback" in caplog.text
+    assert not tmp_path.exists()  # nothing but the log of the refusal was in the run's folder
+
+
+def test_what_an_earlier_run_left_is_not_touched(mode: Callable[[RunMode], None], tmp_path: Path) -> None:
+    (tmp_path / "plan.json").touch()
+    with pytest.raises(SystemExit):
+        job(failing(ValueError("no")), OmegaConf.create())
+    assert {path.name for path in tmp_path.iterdir()} == {"search.log", "plan.json"}
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), MisconfigurationException("no")])

@@ -97,4 +97,4 @@ def test_the_bar_counts_all_steps_and_keeps_the_best(loader: DataLoader, caplog:
     assert (task.completed, task.total) == (9, 9)
     shown = [float(best) for best in re.findall(r"best ([\d.]+) %", caplog.text)]
     assert len(shown) == 3 and shown == sorted(shown) and shown[-1] > 0
-    assert f"finetune: 9 steps{task.fields['state']}" in caplog.messages
+    assert f"finetune: 9 steps: {task.fields['state']}" in caplog.messages

@@ -47,8 +47,8 @@ class ModelSpec:
         if spec.source == "module":
             raise ValueError(
                 f"the plan is for a network of your own (model.target={spec.name!r}), and code that a file names is "
-                "never run: pass the network, gl.load_pruned(folder, model=…), or where you trust that code type its "
-                "name again, model=module model.target=…."
+                "never run: where you trust that code type its name again, model=module model.target=…; in Python pass "
+                "the network, gl.load_pruned(folder, model=…)."
             )
         return spec
 

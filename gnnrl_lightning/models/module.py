@@ -1,9 +1,10 @@
 """Networks of the user's own: `model=module model.target=package.function model.kwargs='{…}'`."""
 
 import importlib
+import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from torch import nn
@@ -22,11 +23,12 @@ class Modules:
         _find(name)
 
     def build(self, name: str, num_classes: int, pretrained: bool, kwargs: Mapping[str, Any]) -> nn.Module:
-        """See Source; kwargs are all that the function gets, so the number of classes is up to them."""
+        """See Source; a function that takes `num_classes` gets that of the data unless kwargs have one."""
         assert not pretrained
         function = _find(name)
+        known = {"num_classes": num_classes} if "num_classes" in _parameters(function) else {}
         try:
-            model = function(**kwargs)
+            model = function(**{**known, **kwargs})
         except Exception as error:  # whatever the user's code raises
             raise ValueError(
                 f"model.target={name} failed with model.kwargs={kwargs} ({_reason(error)}); mend either."
@@ -63,6 +65,13 @@ def _find(target: str) -> Callable[..., object]:
         what = "cannot be called" if found is not None else "does not exist"
         raise ValueError(f"model.target={target} {what}; name a function or class of {module} that gives the network.")
     return found
+
+
+def _parameters(function: Callable[..., object]) -> Collection[str]:
+    try:
+        return inspect.signature(function).parameters.keys()
+    except ValueError:  # of C code
+        return ()
 
 
 def _reason(error: Exception) -> str:

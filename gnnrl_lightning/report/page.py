@@ -36,6 +36,8 @@ def write_report(folder: Path) -> Path:
         groups=record.groups,
         settings=_settings(record.results),
         folder=folder.resolve().name,
+        own=record.own,
+        config=record.config,
         percent=percent,
         fixed=fixed,
     )

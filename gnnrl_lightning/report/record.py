@@ -38,11 +38,15 @@ class Group:
 
 @dataclass(frozen=True)
 class Record:
-    """A finished search: the contents of results.json, history.csv and plan.json."""
+    """A finished search: the contents of results.json, history.csv, plan.json and config.yaml."""
 
     results: dict[str, Any]
     episodes: list[Episode]
     groups: list[Group]
+    own: bool = False
+    """Whether the network is of the user's own, who must give it to load the result."""
+    config: str = ""
+    """Every setting, as YAML."""
 
     @property
     def chosen(self) -> Episode:
@@ -84,4 +88,7 @@ def read_record(folder: Path) -> Record:
         raise ValueError(f"{folder / 'history.csv'} holds no episode; give the folder of a finished search.")
     plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     groups = [Group(group["name"], group["width"], len(group["kept"])) for group in plan["groups"]]
-    return Record(json.loads((folder / "results.json").read_text(encoding="utf-8")), episodes, groups)
+    own = ((plan.get("model") or {}).get("spec") or {}).get("source") == "module"
+    config = folder / "config.yaml"
+    settings = config.read_text(encoding="utf-8") if config.is_file() else ""
+    return Record(json.loads((folder / "results.json").read_text(encoding="utf-8")), episodes, groups, own, settings)

@@ -1,5 +1,6 @@
 """The numbers of a finished search, as `results.json` holds them."""
 
+import shlex
 import sys
 from itertools import pairwise
 from typing import Any
@@ -48,6 +49,6 @@ def choice(group: str) -> str:
 
 
 def command() -> str:
-    """What was typed, or for a job of a sweep what would start it alone."""
+    """What was typed, or for a job of a sweep what would start it alone; quoted for a shell."""
     hydra = HydraConfig.get()
-    return " ".join([f"{hydra.job.name}.py", *hydra.overrides.task]) if hydra.job.name else " ".join(sys.argv)
+    return shlex.join([f"{hydra.job.name}.py", *hydra.overrides.task] if hydra.job.name else sys.argv)

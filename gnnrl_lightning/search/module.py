@@ -26,6 +26,14 @@ HISTORY = (
 )
 
 
+def require_same(then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise ValueError unless a stopped search had these settings."""
+    other = [key for key in now | then if then.get(key) != now.get(key)]
+    if other:
+        was = ", ".join(f"{key}={then.get(key)}" for key in other)
+        raise ValueError(f"the checkpoint is of a search with {was}; resume with the same settings or start anew.")
+
+
 class SearchModule(L.LightningModule):
     """Lets an agent search for widths.
 
@@ -210,12 +218,9 @@ class SearchModule(L.LightningModule):
             ValueError: If it was started with other settings.
         """
         saved = checkpoint["search"]
-        now = self.settings | {"ranks": self.trainer.world_size}
-        was_then = saved["settings"] | {"ranks": len(saved["generators"])}
-        other = [key for key in now | was_then if was_then.get(key) != now.get(key)]
-        if other:
-            was = ", ".join(f"{key}={was_then.get(key)}" for key in other)
-            raise ValueError(f"the checkpoint is of a search with {was}; resume with the same settings or start anew.")
+        require_same(
+            saved["settings"] | {"ranks": len(saved["generators"])}, self.settings | {"ranks": self.trainer.world_size}
+        )
         self.history = list(saved["history"])
         self._generator_state = saved["generators"]
         for row in self.history:

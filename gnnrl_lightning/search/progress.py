@@ -27,7 +27,7 @@ class SearchProgress(Bar):
         """Says how the iteration went, in the log too."""
         assert isinstance(pl_module, SearchModule)
         best = pl_module.best
-        state = f"best {best['reward']:.2f} % at {100 * best['cost_ratio']:.1f} % of the cost"
+        state = f"best top-1 {100 + best['reward']:.2f} % at {100 * best['cost_ratio']:.1f} % of the cost"
         self.show(len(pl_module.history), state)
         log.debug("episode %d of %d: %s", len(pl_module.history), pl_module.episodes, state)
 

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -11,7 +12,7 @@ from gnnrl_lightning.config import SearchConfig
 from gnnrl_lightning.fitting import build_trainer
 from gnnrl_lightning.search.agents.protocol import Agent
 from gnnrl_lightning.search.environment import PruningEnv
-from gnnrl_lightning.search.module import SearchModule
+from gnnrl_lightning.search.module import SearchModule, require_same
 from gnnrl_lightning.search.progress import SearchProgress, SearchState
 
 log = logging.getLogger(__name__)
@@ -29,9 +30,7 @@ def run_agent(
     config: DictConfig, cfg: SearchConfig, agent: Agent, env: PruningEnv, folder: Path, logger: list[Logger]
 ) -> SearchModule:
     """Lets the agent search; goes on where an earlier run of this folder was stopped."""
-    names = [*_SHAPING, *(["base"] if cfg.weights is None else [])]
-    settings = _leaves({name: config[name] for name in names})
-    module = SearchModule(agent, env, cfg.episodes, cfg.seed, settings)
+    module = SearchModule(agent, env, cfg.episodes, cfg.seed, _settings(config))
     state = SearchState(folder)
     trainer = build_trainer(
         config,
@@ -47,6 +46,19 @@ def run_agent(
         log.info("resuming from %s", resume)
     trainer.fit(module, ckpt_path=resume, weights_only=True)
     return module
+
+
+def check_resume(config: DictConfig, folder: Path) -> None:
+    """Raise ValueError if the folder holds a search with other settings; before anything of it is touched."""
+    checkpoint = SearchState(folder).checkpoint
+    if checkpoint.is_file():
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        require_same(saved["search"]["settings"], _settings(config))
+
+
+def _settings(config: DictConfig) -> dict[str, Any]:
+    names = [*_SHAPING, *(["base"] if config.weights is None else [])]
+    return _leaves({name: config[name] for name in names})
 
 
 def _leaves(node: Any, path: str = "") -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Reads a network as a program: a flat list of tensor operations with shapes and module paths."""
 
 import copy
-from collections.abc import Collection, Iterable, Mapping
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -123,7 +125,7 @@ def export(model: nn.Module, example_input: Tensor) -> Program:
         # check what is pruned; parameters that are there are shared, not copied.
         tensors = (*model.parameters(), *model.buffers())
         twin = copy.deepcopy(model, {id(tensor): _on_cpu(tensor) for tensor in tensors}).eval()
-        with torch.no_grad():
+        with torch.no_grad(), _quiet():
             exported = torch.export.export(twin, (images.cpu(),), dynamic_shapes=any_batch, strict=False)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -159,6 +161,17 @@ def export(model: nn.Module, example_input: Tensor) -> Program:
         batch=len(images),
         structure=exported.call_spec.out_spec,
     )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's own log, which prints whole graphs where an export fails; the error says what there is to say."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:

@@ -166,6 +166,10 @@ def test_what_cannot_be_found(target: str, told: str) -> None:
     assert text.startswith(f"model.target={target} {told}")
 
 
+def test_the_number_of_classes_is_that_of_the_data() -> None:
+    assert create_model(spec("my_net.build"), 7, 32, None)(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+
+
 @pytest.mark.parametrize(
     ("target", "kwargs", "told"),
     [
