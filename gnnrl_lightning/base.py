@@ -71,7 +71,8 @@ def train_base(
         return
     log.info("base network: no weights given, so %s is trained on %s first", spec.name, data.name)
     L.seed_everything(config.seed, workers=True, verbose=False)
-    fit(model, data, settings, "base", config, logger)
+    checkpoint = Path(config.paths.run) / "checkpoints" / "base.ckpt"
+    fit(model, data, settings, "base", config, logger, checkpoint)
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise ValueError(
@@ -79,6 +80,7 @@ def train_base(
                 f"e.g. base.lr={settings.lr / 10:g}."
             )
     save_weights(path, model)
+    checkpoint.unlink(missing_ok=True)
 
 
 @rank_zero_only

@@ -25,6 +25,18 @@ class FitConfig:
     """L2 penalty on all parameters."""
     gradient_clip: float | None = None
     """Largest norm of a step's gradient; null: no limit."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes, in [0, 1)."""
+    mixup: float = 0.0
+    """Blend pairs of images in shares drawn from Beta(mixup, mixup); 0: do not."""
+    cutmix: float = 0.0
+    """Paste a box of one image into another, its area drawn from Beta(cutmix, cutmix); 0: do not."""
+    ema_decay: float | None = None
+    """Keep the running average of the weights, with this decay a step, e.g. 0.999; null: the last weights."""
+    distill: float = 0.0
+    """Share of the loss that is the distance from the unpruned network's scores, in [0, 1]."""
+    temperature: float = 4.0
+    """What scores are divided by before that distance is taken."""
 
     def check(self, name: str) -> None:
         """Raise ValueError for values out of range."""
@@ -35,6 +47,13 @@ class FitConfig:
         _require(self.weight_decay >= 0, f"{name}.weight_decay", self.weight_decay, "at least 0")
         clip = self.gradient_clip
         _require(clip is None or clip > 0, f"{name}.gradient_clip", clip, "above 0, or null for no limit")
+        _require(0 <= self.label_smoothing < 1, f"{name}.label_smoothing", self.label_smoothing, "in [0, 1)")
+        _require(self.mixup >= 0, f"{name}.mixup", self.mixup, "at least 0")
+        _require(self.cutmix >= 0, f"{name}.cutmix", self.cutmix, "at least 0")
+        decay = self.ema_decay
+        _require(decay is None or 0 < decay < 1, f"{name}.ema_decay", decay, "in (0, 1), or null for none")
+        _require(0 <= self.distill <= 1, f"{name}.distill", self.distill, "in [0, 1]")
+        _require(self.temperature > 0, f"{name}.temperature", self.temperature, "above 0")
 
 
 @dataclass
@@ -101,6 +120,7 @@ class SearchConfig:
         _require(self.divisor >= 1, "divisor", self.divisor, "at least 1")
         self.base.check("base")
         self.finetune.check("finetune")
+        _require(self.base.distill == 0, "base.distill", self.base.distill, "0: there is no larger network yet")
 
 
 @dataclass
@@ -123,6 +143,10 @@ class TrainConfig:
     """Where files go."""
     weights: str | None = None
     """Checkpoint to start a base network from; null: from scratch. A plan starts from its pruned network."""
+    teacher: str | None = None
+    """Checkpoint of the plan's unpruned network, to learn from its scores as well; null: from the labels alone."""
+    stage: str | None = None
+    """base: train a network, finetune: a plan's, evaluate: neither; null: finetune with a plan, else base."""
     seed: int = 0
     """Of everything random."""
     fit: FitConfig = field(default_factory=FitConfig)
@@ -131,7 +155,17 @@ class TrainConfig:
     def check(self) -> None:
         """Raise ValueError for values out of range."""
         _require(self.seed >= 0, "seed", self.seed, "at least 0")
+        _require(self.stage in _STAGES, "stage", self.stage, "base, finetune or evaluate")
+        fits = {"base": self.plan is None, "finetune": self.plan is not None}.get(str(self.stage), True)
+        _require(fits, "stage", self.stage, "finetune or evaluate with plan=…, base or evaluate without")
         self.fit.check("fit")
+        if (self.fit.distill > 0) != (self.teacher is not None):
+            raise ValueError(
+                f"teacher={self.teacher} and fit.distill={self.fit.distill} need each other: give the unpruned "
+                f"network's weights and the share of the loss, e.g. teacher=resnet56.th fit.distill=0.5."
+            )
+        if self.teacher is not None and self.plan is None:
+            raise ValueError(f"teacher={self.teacher} is for the fine-tuning of a plan; add plan=….")
         if self.plan is None and (self.model is None or self.data is None):
             raise ValueError(
                 "nothing to train: give the plan.json of a search, plan=outputs/search/<run>/plan.json, "
@@ -141,6 +175,9 @@ class TrainConfig:
         named = self.model is not None and self.model.get("source") != "module"
         if self.plan is not None and (named or self.weights is not None):
             raise ValueError(f"plan={self.plan} brings its own network and weights; drop model= and weights=.")
+
+
+_STAGES = (None, "base", "finetune", "evaluate")
 
 
 def typed(config: DictConfig, schema: type[SearchConfig] | type[TrainConfig]) -> Any:

@@ -1,12 +1,18 @@
 """Supervised training: of a base network from scratch, or of a pruned one."""
 
+import copy
 from typing import Any
 
 import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics.classification import MulticlassAccuracy
+from torchvision.transforms import v2
+
+from gnnrl_lightning.config import FitConfig
+from gnnrl_lightning.resume import require_same
 
 Batch = tuple[Tensor, Tensor]
 
@@ -14,44 +20,116 @@ Batch = tuple[Tensor, Tensor]
 class SupervisedModule(L.LightningModule):
     """Cross-entropy, SGD with momentum, and a cosine schedule to 0 over the whole training.
 
+    Remembers the weights of the epoch that did best on the reward split: `best`.
+
     Args:
         model: The network; trained in place.
         num_classes: Of its output.
         stage: Prefix of its metrics: base or finetune.
-        lr: Initial learning rate.
-        momentum: Of SGD.
-        weight_decay: L2 penalty.
+        settings: Learning rate, augmentation and so on.
+        seed: Of augmentation and dropout.
+        teacher: A network to learn from (Hinton et al. 2015, with the loss's share `settings.distill`).
+        configured: Settings that a resumed training must share.
     """
 
-    def __init__(self, model: nn.Module, num_classes: int, stage: str, lr: float, momentum: float, weight_decay: float):
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        stage: str,
+        settings: FitConfig,
+        seed: int = 0,
+        teacher: nn.Module | None = None,
+        configured: dict[str, Any] | None = None,
+    ):
         super().__init__()
         self.model = model
         self.stage = stage
-        self.lr = lr
-        self.momentum = momentum
-        self.weight_decay = weight_decay
+        self.settings = settings
+        self.seed = seed
+        self.configured = configured or {}
         self.top1 = MulticlassAccuracy(num_classes, average="micro")
+        self.best: dict[str, Any] | None = None
+        """Top-1 in [0, 1], step and weights of the best epoch."""
+        self.average: AveragedModel | None = None
+        if settings.ema_decay is not None:
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
+            self.average.requires_grad_(False)
+        self._teacher = (copy.deepcopy(teacher).eval(),) if teacher else ()  # in a tuple: no part of the state
+        mixed = [
+            kind(alpha=alpha, num_classes=num_classes)
+            for kind, alpha in ((v2.MixUp, settings.mixup), (v2.CutMix, settings.cutmix))
+            if alpha
+        ]
+        self._mix = v2.RandomChoice(mixed) if mixed else None
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network whose accuracy counts: the running average where there is one."""
+        return self.average.module if self.average is not None else self.model
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores [B, num_classes] of images [B, 3, H, W]."""
         return self.model(images.to(memory_format=torch.channels_last))
 
+    def on_fit_start(self) -> None:
+        """Puts the teacher where the network is."""
+        for teacher in self._teacher:
+            teacher.to(self.device).to(memory_format=torch.channels_last)
+
+    def on_train_epoch_start(self) -> None:
+        """Seeds what is random in this epoch, so that a resumed training sees the same."""
+        torch.manual_seed(self.seed + 7919 * self.current_epoch + self.global_rank)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
-        images, labels = batch
-        loss = F.cross_entropy(self(images), labels)
+        images, labels = batch if self._mix is None else self._mix(*batch)
+        scores = self(images)
+        loss = F.cross_entropy(scores, labels, label_smoothing=self.settings.label_smoothing)
+        for teacher in self._teacher:
+            share, heat = self.settings.distill, self.settings.temperature
+            with torch.no_grad():
+                target = F.log_softmax(teacher(images.to(memory_format=torch.channels_last)) / heat, 1)
+            distance = F.kl_div(F.log_softmax(scores / heat, 1), target, reduction="batchmean", log_target=True)
+            loss = (1 - share) * loss + share * heat**2 * distance
         self.log(f"{self.stage}/train_loss", loss, prog_bar=True)
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Moves the running average."""
+        if self.average is not None:
+            self.average.update_parameters(self.model)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Accuracy on the reward split."""
         images, labels = batch
-        self.top1(self(images), labels)
+        self.top1(self.evaluated(images.to(memory_format=torch.channels_last)), labels)
         self.log(f"{self.stage}/reward_top1", self.top1, prog_bar=True, on_epoch=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Remembers the best epoch; of equal ones the later."""
+        top1 = float(self.top1.compute())
+        if self.best is None or top1 >= self.best["top1"]:
+            weights = {name: value.detach().cpu().clone() for name, value in self.evaluated.state_dict().items()}
+            self.best = {"top1": top1, "weights": weights}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what a resumed training needs to end as the uninterrupted one."""
+        checkpoint["fit"] = {"best": self.best, "configured": self.configured}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes up a training where it was left.
+
+        Raises:
+            ValueError: If it was started with other settings.
+        """
+        require_same(checkpoint["fit"]["configured"], self.configured)
+        self.best = checkpoint["fit"]["best"]
 
     def configure_optimizers(self) -> Any:
         """SGD, annealed at every step."""
-        optimizer = torch.optim.SGD(self.parameters(), self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        of = self.settings
+        optimizer = torch.optim.SGD(self.model.parameters(), of.lr, momentum=of.momentum, weight_decay=of.weight_decay)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,7 +1,10 @@
 """Lightning from the configuration: loggers that are always closed, trainers, and supervised fits."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -16,6 +19,9 @@ from torch import nn
 from gnnrl_lightning.config import FitConfig
 from gnnrl_lightning.data import ImageDataModule
 from gnnrl_lightning.finetune import SupervisedModule
+from gnnrl_lightning.resume import LastCheckpoint, settings_of
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -80,8 +86,10 @@ def fit(
     stage: str,
     config: DictConfig,
     logger: list[Logger],
+    checkpoint: Path,
+    teacher: nn.Module | None = None,
 ) -> float:
-    """Trains a network in place.
+    """Trains a network in place, to the weights of its best epoch; goes on where an earlier run was stopped.
 
     Args:
         model: The network.
@@ -90,12 +98,16 @@ def fit(
         stage: Prefix of the metrics: base or finetune.
         config: For the trainer and its callbacks.
         logger: Where metrics go.
+        checkpoint: The state after each epoch.
+        teacher: The unpruned network, where `settings.distill` asks for one.
 
     Returns:
-        Top-1 in % on the reward split at the end.
+        Top-1 in % on the reward split of the best epoch.
     """
-    module = SupervisedModule(model, data.num_classes, stage, settings.lr, settings.momentum, settings.weight_decay)
-    callbacks = [instantiate(node) for node in (config.callbacks or {}).values()]
+    configured = settings_of(config, ("data", "seed")) | asdict(settings)
+    module = SupervisedModule(model, data.num_classes, stage, settings, config.seed, teacher, configured)
+    last = LastCheckpoint(checkpoint)
+    callbacks = [last, *(instantiate(node) for node in (config.callbacks or {}).values())]
     trainer = build_trainer(
         config,
         logger,
@@ -108,10 +120,14 @@ def fit(
     )
     model.to(memory_format=torch.channels_last)  # half the time of a step on a CPU, less on a GPU
     model.train()  # Lightning keeps the mode it finds, and a network fresh from its evaluation is in eval
-    trainer.fit(module, datamodule=data)
-    if f"{stage}/reward_top1" not in trainer.callback_metrics:  # stopped by max_steps within the first epoch
+    if last.found:
+        log.info("resuming from %s", last.found)
+    trainer.fit(module, datamodule=data, ckpt_path=last.found, weights_only=True)
+    if module.best is None or trainer.global_step % max(1, int(trainer.num_training_batches)):  # within an epoch
         trainer.validate(module, datamodule=data, verbose=False)
-    return 100 * float(trainer.callback_metrics[f"{stage}/reward_top1"])
+    assert module.best is not None
+    model.load_state_dict(module.best["weights"])
+    return 100 * float(module.best["top1"])
 
 
 def _needs_logger(callback: L.Callback) -> bool:

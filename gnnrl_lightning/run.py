@@ -1,5 +1,6 @@
 """The two stories: `search` from a trained network to a smaller one, `train` from a plan to a fine-tuned one."""
 
+import copy
 import logging
 import time
 from dataclasses import asdict, replace
@@ -26,7 +27,7 @@ from gnnrl_lightning.pruning.plan import PruningPlan
 from gnnrl_lightning.pruning.verify import provable, verified
 from gnnrl_lightning.report.page import write_report
 from gnnrl_lightning.report.results import choice, command, durations, stages
-from gnnrl_lightning.report.tables import stage_table
+from gnnrl_lightning.report.tables import stage_table, top1_table
 from gnnrl_lightning.search.environment import PruningEnv, check_feasible
 from gnnrl_lightning.search.run import check_resume, run_agent
 from gnnrl_lightning.topology import trace
@@ -112,7 +113,9 @@ def search(config: DictConfig) -> float:
         write = rank_zero_only(save_pruned)
         write(folder, pruned, plan)
         if cfg.finetune.epochs and cfg.finetune.max_steps:
-            fit(pruned, data, cfg.finetune, "finetune", config, logger)
+            checkpoint = folder / "checkpoints" / "finetune.ckpt"
+            teacher = model if cfg.finetune.distill else None
+            fit(pruned, data, cfg.finetune, "finetune", config, logger, checkpoint, teacher)
             top1["fine-tuned"] = test_top1(pruned, images, device, "fine-tuned")
             write(folder, pruned, plan)
         clock["end"] = time.perf_counter()
@@ -147,7 +150,7 @@ def search(config: DictConfig) -> float:
 
 
 def train(config: DictConfig) -> float:
-    """Fine-tunes the network of a plan, or trains a base network; writes weights and numbers to the run's folder.
+    """Fine-tunes the network of a plan, trains a base network, or evaluates either; writes to the run's folder.
 
     Returns:
         Top-1 in % on the reward split.
@@ -189,23 +192,35 @@ def train(config: DictConfig) -> float:
     model = create_model(spec, data.num_classes, size, cfg.weights)
     if plan is not None:
         model = load_pruned(Path(str(cfg.plan)).parent, model)
-    stage = "finetune" if plan else "base"
+    teacher = create_model(spec, data.num_classes, size, cfg.teacher) if cfg.teacher else None
+    stage = cfg.stage or ("finetune" if plan else "base")
+    networks = {"before": copy.deepcopy(model), "after": model}
     with open_loggers(config, stage) as logger:
-        before = test_top1(model, data.test_dataloader(), device, "before")
-        reward_top1 = fit(model, data, cfg.fit, stage, config, logger)
-        after = test_top1(model, data.test_dataloader(), device, "after")
-        log_metrics(logger, {"test_top1/before": before, "test_top1/after": after})
-    log.info("%s: test top-1 %.2f %% before, %.2f %% after", spec.name, before, after)
+        if stage == "evaluate":
+            del networks["before"]
+        else:
+            fit(model, data, cfg.fit, stage, config, logger, folder / "checkpoints" / "last.ckpt", teacher)
+        # The test split is read here alone, after all choices.
+        top1 = {
+            name: {
+                "reward": test_top1(network, data.val_dataloader(), device, f"{name}, reward split"),
+                "test": test_top1(network, data.test_dataloader(), device, f"{name}, test split"),
+            }
+            for name, network in networks.items()
+        }
+        log_metrics(logger, {f"{split}_top1/{name}": x for name, of in top1.items() for split, x in of.items()})
+    results = {"model": spec.name, "data": data.name, "stage": stage, "command": command(), "top1": top1}
+    rank_zero_only(write_json)(folder / "results.json", results)
+    rank_zero_only(Console().print)(top1_table(results))
+    if stage == "evaluate":
+        return top1["after"]["reward"]
     if plan is not None:
         rank_zero_only(save_pruned)(folder, model, plan)
         log.info("the network: %s", _loading(spec, folder))
     else:
         save_weights(folder / f"{spec.name}.safetensors", model)
         log.info("the weights: weights=%s", folder / f"{spec.name}.safetensors")
-    rank_zero_only(write_json)(
-        folder / "results.json", {"model": spec.name, "command": command(), "top1": [before, after]}
-    )
-    return reward_top1
+    return top1["after"]["reward"]
 
 
 def _loading(spec: ModelSpec, folder: Path) -> str:

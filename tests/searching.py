@@ -55,7 +55,7 @@ def run_search(module: SearchModule, folder: Path, iterations: int | None = None
         enable_model_summary=False,
         **options,
     )
-    trainer.fit(module, ckpt_path=state.checkpoint if state.checkpoint.is_file() else None, weights_only=True)
+    trainer.fit(module, ckpt_path=state.found, weights_only=True)
     return module
 
 

@@ -20,7 +20,9 @@ TRAINER = dict(accelerator="cpu", devices=1, strategy="auto", precision="32-true
 
 
 def config(folder: Path, **changes: Any) -> DictConfig:
-    whole = OmegaConf.create({"data": DATA, "trainer": TRAINER, "seed": 0, "paths": {"cache": str(folder)}})
+    whole = OmegaConf.create(
+        {"data": DATA, "trainer": TRAINER, "seed": 0, "paths": {"cache": str(folder), "run": str(folder / "run")}}
+    )
     for name, value in changes.items():
         OmegaConf.update(whole, name.replace("__", "."), value)
     return whole

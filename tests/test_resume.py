@@ -41,6 +41,29 @@ def test_a_killed_search_ends_as_the_uninterrupted_one(
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+def test_a_killed_training_ends_as_the_uninterrupted_one(tmp_path: Path) -> None:
+    settings = "model=mobilenet_v2 data=digits fit.epochs=3 fit.lr=0.05 fit.mixup=0.2 fit.ema_decay=0.9 trainer=cpu"
+    small = "model.kwargs={width_mult: 0.1} data.test_images=800 data.reward_images=100 logger=null callbacks=none"
+    overrides = [*settings.split(), *small.replace(": ", ":").split()]
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    first = run("train.py", [*overrides, f"hydra.run.dir={whole}"], tmp_path)
+    assert first.code == 0, first.err
+    process = start(ROOT / "train.py", [*overrides, f"hydra.run.dir={folder}"], tmp_path)
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints" / "last.ckpt").is_file() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()  # in the second epoch
+    process.communicate()
+    assert not (folder / "results.json").exists(), "killed too late to show anything"
+    other = run("train.py", [*overrides, "fit.lr=0.1", f"hydra.run.dir={folder}"], tmp_path)
+    assert other.code == 1 and "lr=0.05" in other.err and len(other.err.splitlines()) == 1
+    resumed = run("train.py", [*overrides, f"hydra.run.dir={folder}"], tmp_path)
+    assert resumed.code == 0 and "resuming from" in resumed.out, resumed.err
+    name = "mobilenet_v2.safetensors"
+    assert (folder / name).read_bytes() == (whole / name).read_bytes()
+
+
 @pytest.mark.slow
 def test_a_search_on_two_ranks(tiny: list[str], tmp_path: Path) -> None:
     overrides = [*tiny, "trainer=ddp_cpu", "episodes=7", f"hydra.run.dir={tmp_path / 'run'}"]

@@ -62,6 +62,17 @@ def stage_table(results: dict[str, Any]) -> Table:
     return table
 
 
+def top1_table(results: dict[str, Any]) -> Table:
+    """The table at the end of a training: accuracy before and after, on both splits that it did not train on."""
+    table = Table(title=escape(f"{results['model']} on {results['data']}"), title_style="bold")
+    table.add_column("network")
+    for split in ("reward", "test"):
+        table.add_column(f"{split} top-1 %", justify="right")
+    for name, of in results["top1"].items():
+        table.add_row(name, fixed(of["reward"], 2), fixed(of["test"], 2))
+    return table
+
+
 def sweep_rows(folder: Path) -> list[dict[str, Any]]:
     """One row per job of a sweep, in the order of its folders; numbers, not text, ready for a CSV file.
 

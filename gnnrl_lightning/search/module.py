@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from gnnrl_lightning.resume import require_same
 from gnnrl_lightning.search.agents.protocol import Agent, Episodes
 from gnnrl_lightning.search.environment import PruningEnv
 
@@ -24,14 +25,6 @@ HISTORY = (
     "seconds",
     "widths",
 )
-
-
-def require_same(then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise ValueError unless a stopped search had these settings."""
-    other = [key for key in now | then if then.get(key) != now.get(key)]
-    if other:
-        was = ", ".join(f"{key}={then.get(key)}" for key in other)
-        raise ValueError(f"the checkpoint is of a search with {was}; resume with the same settings or start anew.")
 
 
 class SearchModule(L.LightningModule):

@@ -9,6 +9,7 @@ import lightning as L
 
 from gnnrl_lightning.files import write_text
 from gnnrl_lightning.progress import Bar
+from gnnrl_lightning.resume import LastCheckpoint
 from gnnrl_lightning.search.module import HISTORY, SearchModule
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class SearchProgress(Bar):
         log.debug("episode %d of %d: %s", len(pl_module.history), pl_module.episodes, state)
 
 
-class SearchState(L.Callback):
+class SearchState(LastCheckpoint):
     """Writes `history.csv` and `checkpoints/last.ckpt` after every iteration, each whole or not at all.
 
     Args:
@@ -40,23 +41,16 @@ class SearchState(L.Callback):
     """
 
     def __init__(self, folder: Path):
+        super().__init__(folder / "checkpoints" / "last.ckpt")
         self.folder = folder
 
-    @property
-    def checkpoint(self) -> Path:
-        """The state that a killed search resumes from."""
-        return self.folder / "checkpoints" / "last.ckpt"
-
-    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Writes both files; all ranks take part in gathering the state."""
-        assert isinstance(module, SearchModule)
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes both files."""
+        assert isinstance(pl_module, SearchModule)
         if trainer.is_global_zero:
             text = io.StringIO()
             writer = csv.DictWriter(text, HISTORY, lineterminator="\n")
             writer.writeheader()
-            writer.writerows(module.history)
+            writer.writerows(pl_module.history)
             write_text(self.folder / "history.csv", text.getvalue())
-        temporary = self.checkpoint.with_suffix(".tmp")
-        trainer.save_checkpoint(temporary, weights_only=False)
-        if trainer.is_global_zero:
-            temporary.replace(self.checkpoint)
+        super().on_train_epoch_end(trainer, pl_module)

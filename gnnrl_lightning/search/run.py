@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig
 
 from gnnrl_lightning.config import SearchConfig
 from gnnrl_lightning.fitting import build_trainer
+from gnnrl_lightning.resume import require_same, settings_of
 from gnnrl_lightning.search.agents.protocol import Agent
 from gnnrl_lightning.search.environment import PruningEnv
-from gnnrl_lightning.search.module import SearchModule, require_same
+from gnnrl_lightning.search.module import SearchModule
 from gnnrl_lightning.search.progress import SearchProgress, SearchState
 
 log = logging.getLogger(__name__)
@@ -22,8 +23,6 @@ _SHAPING = (
     *("exclude", "reward_images", "max_steps", "min_keep", "divisor", "keep_ends"),
 )
 """Settings that shape a search; a resumed one must have the same."""
-_LOADING = ("data.num_workers", "data.eval_batch_size")
-"""Those within them that only say how images are loaded."""
 
 
 def run_agent(
@@ -41,35 +40,19 @@ def run_agent(
         log_every_n_steps=1,
         precision="32-true",  # the agent is tiny, and its probability ratios want every bit
     )
-    resume = state.checkpoint if state.checkpoint.is_file() else None
-    if resume:
-        log.info("resuming from %s", resume)
-    trainer.fit(module, ckpt_path=resume, weights_only=True)
+    if state.found:
+        log.info("resuming from %s", state.found)
+    trainer.fit(module, ckpt_path=state.found, weights_only=True)
     return module
 
 
 def check_resume(config: DictConfig, folder: Path) -> None:
     """Raise ValueError if the folder holds a search with other settings; before anything of it is touched."""
-    checkpoint = SearchState(folder).checkpoint
-    if checkpoint.is_file():
+    checkpoint = SearchState(folder).found
+    if checkpoint:
         saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
         require_same(saved["search"]["settings"], _settings(config))
 
 
 def _settings(config: DictConfig) -> dict[str, Any]:
-    names = [*_SHAPING, *(["base"] if config.weights is None else [])]
-    return _leaves({name: config[name] for name in names})
-
-
-def _leaves(node: Any, path: str = "") -> dict[str, Any]:
-    """Settings by their dotted names, without those that only say how images are loaded."""
-    if isinstance(node, DictConfig):
-        node = OmegaConf.to_container(node, resolve=True)
-    if not isinstance(node, dict):
-        plain = list(node) if isinstance(node, ListConfig) else node
-        return {} if path in _LOADING else {path: plain}
-    return {
-        name: leaf
-        for key, value in node.items()
-        for name, leaf in _leaves(value, f"{path}.{key}" if path else key).items()
-    }
+    return settings_of(config, [*_SHAPING, *(["base"] if config.weights is None else [])])

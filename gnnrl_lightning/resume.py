@@ -1,0 +1,60 @@
+"""What a killed run goes on from: a checkpoint that is always whole, and settings that must still be the same."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+_LOADING = ("data.num_workers", "data.eval_batch_size")
+"""Settings that only say how images are loaded."""
+
+
+class LastCheckpoint(L.Callback):
+    """Saves the state of a fit after every epoch, whole or not at all.
+
+    Args:
+        path: Of the checkpoint.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @property
+    def found(self) -> Path | None:
+        """What an earlier run left to go on from, if it did."""
+        return self.path if self.path.is_file() else None
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Saves it; all ranks take part in gathering the state."""
+        temporary = self.path.with_suffix(".tmp")
+        trainer.save_checkpoint(temporary, weights_only=False)
+        if trainer.is_global_zero:
+            temporary.replace(self.path)
+
+
+def settings_of(config: DictConfig, names: Iterable[str]) -> dict[str, Any]:
+    """Parts of a configuration by dotted names, without what only says how images are loaded."""
+    return _leaves({name: config[name] for name in names})
+
+
+def require_same(then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise ValueError unless a stopped run had these settings."""
+    other = [key for key in now | then if then.get(key) != now.get(key)]
+    if other:
+        was = ", ".join(f"{key}={then.get(key)}" for key in other)
+        raise ValueError(f"the checkpoint is of a run with {was}; resume with the same settings or start anew.")
+
+
+def _leaves(node: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(node, DictConfig):
+        node = OmegaConf.to_container(node, resolve=True)
+    if not isinstance(node, dict):
+        plain = list(node) if isinstance(node, ListConfig) else node
+        return {} if path in _LOADING else {path: plain}
+    return {
+        name: leaf
+        for key, value in node.items()
+        for name, leaf in _leaves(value, f"{path}.{key}" if path else key).items()
+    }
