@@ -102,6 +102,8 @@ class SearchConfig:
     """Keep all that the first layers write and all that the last layers read."""
     exclude: list[str] = field(default_factory=list)
     """Regular expressions of parameter names; groups that run through them stay whole."""
+    export: list[str] = field(default_factory=list)
+    """Further files of the network, each checked against it: torch_export, onnx."""
     base: FitConfig = field(default_factory=FitConfig)
     """Training of the base network where there are no weights."""
     finetune: FitConfig = field(default_factory=FitConfig)
@@ -149,6 +151,8 @@ class TrainConfig:
     """base: train a network, finetune: a plan's, evaluate: neither; null: finetune with a plan, else base."""
     seed: int = 0
     """Of everything random."""
+    export: list[str] = field(default_factory=list)
+    """Further files of the network, each checked against it: torch_export, onnx."""
     fit: FitConfig = field(default_factory=FitConfig)
     """The training."""
 

@@ -19,12 +19,14 @@ from gnnrl_lightning.config import SearchConfig, TrainConfig, build, typed
 from gnnrl_lightning.data import ImageDataModule, Preprocessing
 from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.measure import latencies, test_top1
+from gnnrl_lightning.export import check_formats, check_saved, export
 from gnnrl_lightning.files import write_json, write_text
 from gnnrl_lightning.fitting import device_of, fit, log_metrics, open_loggers
 from gnnrl_lightning.models.factory import ModelSpec, check_model, create_model, preprocessing_of
 from gnnrl_lightning.pruning.apply import load_pruned, make_plan, save_pruned
 from gnnrl_lightning.pruning.plan import PruningPlan
 from gnnrl_lightning.pruning.verify import provable, verified
+from gnnrl_lightning.report.card import write_card
 from gnnrl_lightning.report.page import write_report
 from gnnrl_lightning.report.results import choice, command, durations, stages
 from gnnrl_lightning.report.tables import stage_table, top1_table
@@ -48,6 +50,7 @@ def search(config: DictConfig) -> float:
     cfg: SearchConfig = typed(config, SearchConfig)
     folder, device = Path(config.paths.run), device_of(config)
     check_resume(config, folder)
+    check_formats(cfg.export)
     spec = ModelSpec.from_config(config.model)
     check_model(spec, config.data.num_classes, cfg.weights)
     data = _data(config, preprocessing_of(spec, cfg.weights))
@@ -121,6 +124,9 @@ def search(config: DictConfig) -> float:
         clock["end"] = time.perf_counter()
         log_metrics(logger, {f"test_top1/{name}": value for name, value in top1.items()})
         if module.global_rank == 0:
+            exported = check_saved(pruned, model, reward[0][:8], folder)
+            exported |= export(pruned, reward[0][:8], cfg.export, folder)
+            write_card(folder, plan, pruned, top1, exported)
             times = latencies([model, pruned], reward[0][:1], device)
             results = {
                 "model": spec.name,
@@ -138,6 +144,7 @@ def search(config: DictConfig) -> float:
                 "seconds": durations(clock),
                 "stages": stages(topology, widths, top1, times),
                 "allowed": {"cost": env.allowed, "fraction": cfg.budget},
+                "export": exported,
                 "reward": {"best_seen": module.best["reward"], "whole_split": whole},
                 "versions": {"torch": torch.__version__, "lightning": L.__version__},
             }
@@ -159,6 +166,7 @@ def train(config: DictConfig) -> float:
         ValueError: If the configuration is at fault.
     """
     cfg: TrainConfig = typed(config, TrainConfig)
+    check_formats(cfg.export)
     folder, device = Path(config.paths.run), device_of(config)
     plan = PruningPlan.load(Path(cfg.plan)) if cfg.plan else None
     if plan is not None and plan.model is None:
@@ -189,9 +197,8 @@ def train(config: DictConfig) -> float:
     data.setup()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     size = int(plan.model["image_size"]) if plan and plan.model else data.image_size
-    model = create_model(spec, data.num_classes, size, cfg.weights)
-    if plan is not None:
-        model = load_pruned(Path(str(cfg.plan)).parent, model)
+    unpruned = create_model(spec, data.num_classes, size, cfg.weights)
+    model = unpruned if plan is None else load_pruned(Path(str(cfg.plan)).parent, unpruned)
     teacher = create_model(spec, data.num_classes, size, cfg.teacher) if cfg.teacher else None
     stage = cfg.stage or ("finetune" if plan else "base")
     networks = {"before": copy.deepcopy(model), "after": model}
@@ -212,12 +219,14 @@ def train(config: DictConfig) -> float:
     results = {"model": spec.name, "data": data.name, "stage": stage, "command": command(), "top1": top1}
     rank_zero_only(write_json)(folder / "results.json", results)
     rank_zero_only(Console().print)(top1_table(results))
-    if stage == "evaluate":
-        return top1["after"]["reward"]
-    if plan is not None:
-        rank_zero_only(save_pruned)(folder, model, plan)
+    images = data.tensors("reward", 8)[0][:]
+    exported = rank_zero_only(export)(model, images, cfg.export, folder) or {}
+    if plan is not None and getattr(rank_zero_only, "rank", 0) == 0:
+        save_pruned(folder, model, plan)
+        exported |= check_saved(model, unpruned, images, folder)
+        write_card(folder, plan, model, {name: of["test"] for name, of in top1.items()}, exported)
         log.info("the network: %s", _loading(spec, folder))
-    else:
+    elif stage == "base":
         save_weights(folder / f"{spec.name}.safetensors", model)
         log.info("the weights: weights=%s", folder / f"{spec.name}.safetensors")
     return top1["after"]["reward"]

@@ -28,6 +28,7 @@ FOLDER = {
     "history.csv",
     "results.json",
     "report.html",
+    "README.md",
     "search.log",
     "config.yaml",
     ".hydra/config.yaml",
@@ -84,6 +85,7 @@ def more(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
             f"hydra.run.dir={folder}/both",
             "recovery=finetune",
             "recovery.steps=2",
+            "export=[torch_export]",
         ],
         ["search.py", *quick, "budget=0.4", "logger=none", f"hydra.run.dir={folder}/both"],
         ["train.py", f"plan={folder}/both/plan.json", "fit.max_steps=1", "trainer=cpu", f"hydra.run.dir={folder}/plan"],
@@ -127,6 +129,17 @@ def test_weights_and_biases(more: tuple[Path, list[Outcome]]) -> None:
     assert {"search/best_reward", "losses/approx_kl", "test_top1/pruned"} <= set(
         metrics.read_text().split("\n")[0].split(",")
     )
+
+
+def test_the_card_says_how_it_is_loaded(more: tuple[Path, list[Outcome]]) -> None:
+    folder, _ = more
+    results = json.loads((folder / "both" / "results.json").read_text())
+    card = (folder / "both" / "README.md").read_text()
+    assert f"| test top-1 %, fine-tuned | {results['stages'][-1]['top1']:.2f} |" in card
+    assert "torch.export.load" in card and "onnxruntime" not in card and "gl.load_pruned" in card
+    assert set(results["export"]) == {"safetensors", "torch_export"}
+    program = torch.export.load(folder / "both" / "network.pt2")
+    assert program.module()(torch.zeros(3, 3, 32, 32)).shape == (3, 10)
 
 
 def test_a_folder_of_another_search_is_refused(more: tuple[Path, list[Outcome]]) -> None:
@@ -190,6 +203,7 @@ BAD = {
     "unknown": ("budgte=0.5", "there is no setting budgte; do you mean budget?"),
     "option": ("agent.lrr=1", "there is no setting agent.lrr?"),
     "null": ("data=null", "data is missing"),
+    "format": ("export=[coreml]", "export=[coreml] is not known"),
 }
 
 
