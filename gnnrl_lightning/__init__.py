@@ -2,6 +2,7 @@
 
 from gnnrl_lightning.pruning.apply import apply_plan, load_pruned, save_pruned, uniform_plan
 from gnnrl_lightning.pruning.plan import PruningPlan
+from gnnrl_lightning.pruning.rewrite import is_rewritten
 from gnnrl_lightning.topology import ChannelGroup, Topology, trace
 from gnnrl_lightning.topology.hierarchy import HierarchicalGraph, hierarchical_graph
 
@@ -14,6 +15,7 @@ __all__ = [
     "Topology",
     "apply_plan",
     "hierarchical_graph",
+    "is_rewritten",
     "load_pruned",
     "save_pruned",
     "trace",

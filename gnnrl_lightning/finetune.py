@@ -61,6 +61,8 @@ class SupervisedModule(L.LightningModule):
             for kind, alpha in ((v2.MixUp, settings.mixup), (v2.CutMix, settings.cutmix))
             if alpha
         ]
+        self.layout = torch.contiguous_format
+        """How images lie in memory; see `to_fastest_layout`."""
         self._mix = v2.RandomChoice(mixed) if mixed else None
 
     @property
@@ -70,12 +72,12 @@ class SupervisedModule(L.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores [B, num_classes] of images [B, 3, H, W]."""
-        return self.model(images.to(memory_format=torch.channels_last))
+        return self.model(images.to(memory_format=self.layout))
 
     def on_fit_start(self) -> None:
         """Puts the teacher where the network is."""
         for teacher in self._teacher:
-            teacher.to(self.device).to(memory_format=torch.channels_last)
+            teacher.to(self.device)
 
     def on_train_epoch_start(self) -> None:
         """Seeds what is random in this epoch, so that a resumed training sees the same."""
@@ -89,7 +91,7 @@ class SupervisedModule(L.LightningModule):
         for teacher in self._teacher:
             share, heat = self.settings.distill, self.settings.temperature
             with torch.no_grad():
-                target = F.log_softmax(teacher(images.to(memory_format=torch.channels_last)) / heat, 1)
+                target = F.log_softmax(teacher(images.to(memory_format=self.layout)) / heat, 1)
             distance = F.kl_div(F.log_softmax(scores / heat, 1), target, reduction="batchmean", log_target=True)
             loss = (1 - share) * loss + share * heat**2 * distance
         self.log(f"{self.stage}/train_loss", loss, prog_bar=True)
@@ -103,7 +105,7 @@ class SupervisedModule(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Accuracy on the reward split."""
         images, labels = batch
-        self.top1(self.evaluated(images.to(memory_format=torch.channels_last)), labels)
+        self.top1(self.evaluated(images.to(memory_format=self.layout)), labels)
         self.log(f"{self.stage}/reward_top1", self.top1, prog_bar=True, on_epoch=True)
 
     def on_validation_epoch_end(self) -> None:

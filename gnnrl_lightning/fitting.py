@@ -19,6 +19,7 @@ from torch import nn
 from gnnrl_lightning.config import FitConfig
 from gnnrl_lightning.data import ImageDataModule
 from gnnrl_lightning.finetune import SupervisedModule
+from gnnrl_lightning.models.layout import to_fastest_layout
 from gnnrl_lightning.resume import LastCheckpoint, settings_of
 
 log = logging.getLogger(__name__)
@@ -118,7 +119,8 @@ def fit(
         gradient_clip_val=settings.gradient_clip,
         log_every_n_steps=10,
     )
-    model.to(memory_format=torch.channels_last)  # half the time of a step on a CPU, less on a GPU
+    images = data.tensors("reward", 1)[0][:].to(next(model.parameters()).device)
+    module.layout = to_fastest_layout(model, images)
     model.train()  # Lightning keeps the mode it finds, and a network fresh from its evaluation is in eval
     if last.found:
         log.info("resuming from %s", last.found)

@@ -40,6 +40,7 @@ def launch(main: Callable[[], Any]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     # Each ddp process composes the configuration anew, and must find the same folder.
     os.environ.setdefault("RUN_STAMP", datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3])
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts memory, is talkative
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
     sys.argv[1:] = [_deletion(argument) for argument in sys.argv[1:]]

@@ -18,13 +18,14 @@ from gnnrl_lightning.base import save_weights, train_base
 from gnnrl_lightning.config import SearchConfig, TrainConfig, build, typed
 from gnnrl_lightning.data import ImageDataModule, Preprocessing
 from gnnrl_lightning.evaluation.evaluator import Evaluator
-from gnnrl_lightning.evaluation.measure import latencies, test_top1
+from gnnrl_lightning.evaluation.measure import speeds, test_top1, weight_bytes
 from gnnrl_lightning.export import check_formats, check_saved, export
 from gnnrl_lightning.files import write_json, write_text
 from gnnrl_lightning.fitting import device_of, fit, log_metrics, open_loggers
 from gnnrl_lightning.models.factory import ModelSpec, check_model, create_model, preprocessing_of
 from gnnrl_lightning.pruning.apply import load_pruned, make_plan, save_pruned
 from gnnrl_lightning.pruning.plan import PruningPlan
+from gnnrl_lightning.pruning.surgery import prune
 from gnnrl_lightning.pruning.verify import provable, verified
 from gnnrl_lightning.report.card import write_card
 from gnnrl_lightning.report.page import write_report
@@ -65,6 +66,7 @@ def search(config: DictConfig) -> float:
     check_feasible(topology, build(config.cost, topology=topology), cfg.budget)
     # A forward with sizes of its own that the trace cannot show is found now, not after the search.
     topology, remove = provable(model, topology)
+    log.info("channels are removed by %s", "surgery" if remove is prune else "rewriting the traced graph")
     cost = build(config.cost, topology=topology)
     recovery = build(config.recovery)
     env = PruningEnv(topology, cost, cfg.budget, lambda widths: evaluator(widths), cfg.max_steps)
@@ -127,7 +129,8 @@ def search(config: DictConfig) -> float:
             exported = check_saved(pruned, model, reward[0][:8], folder)
             exported |= export(pruned, reward[0][:8], cfg.export, folder)
             write_card(folder, plan, pruned, top1, exported)
-            times = latencies([model, pruned], reward[0][:1], device)
+            batches = [reward[0][: min(count, len(reward[1]))] for count in (1, 32)]
+            measured = [speeds([model, pruned], batch, device) for batch in batches]
             results = {
                 "model": spec.name,
                 "data": data.name,
@@ -142,7 +145,12 @@ def search(config: DictConfig) -> float:
                 "episodes": len(module.history),
                 "evaluations": sum(not row["cached"] for row in module.history),
                 "seconds": durations(clock),
-                "stages": stages(topology, widths, top1, times),
+                "stages": stages(topology, widths, top1, [each.median_ms for each in measured[0]]),
+                "speed": {
+                    name: [asdict(batch[index]) for batch in measured]
+                    for index, name in enumerate(("original", "pruned"))
+                },
+                "weight_bytes": {"original": weight_bytes(model), "pruned": weight_bytes(pruned)},
                 "allowed": {"cost": env.allowed, "fraction": cfg.budget},
                 "export": exported,
                 "reward": {"best_seen": module.best["reward"], "whole_split": whole},

@@ -18,9 +18,17 @@ from gnnrl_lightning.pruning.plan import PruningPlan
 OWN = """
 from torch import nn
 
-def build(num_classes, width):
-    layers = nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 2 * width, 3)
-    return nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, num_classes))
+class Net(nn.Module):
+    def __init__(self, num_classes, width):
+        super().__init__()
+        layers = nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 2 * width, 3)
+        self.body = nn.Sequential(*layers, nn.ReLU(), nn.MaxPool2d(14))
+        self.head = nn.Linear(8 * width, num_classes)
+
+    def forward(self, x):
+        return self.head(self.body(x).view(x.size(0), -1))  # which no channels-last network can
+
+build = Net
 """
 FOLDER = {
     "plan.json",
@@ -95,7 +103,7 @@ def more(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
         ],
         [
             *("search.py", *quick, "model=module", "model.target=own_net.build", "model.kwargs={width: 6}"),
-            *("exclude=['^0[.]']", f"hydra.run.dir={folder}/own", "logger=none"),
+            *("exclude=['^body[.]0[.]']", f"hydra.run.dir={folder}/own", "logger=none"),
         ],
         [
             *("train.py", f"plan={folder}/own/plan.json", "model=module", "model.target=own_net.build"),
@@ -167,7 +175,7 @@ def test_a_network_of_the_users_own(more: tuple[Path, list[Outcome]]) -> None:
     assert (folder / "own_plan" / "pruned.safetensors").is_file()
     results = json.loads((folder / "own" / "results.json").read_text())
     typed = shlex.split(results["command"])
-    assert "model.kwargs={width: 6}" in typed and "exclude=['^0[.]']" in typed
+    assert "model.kwargs={width: 6}" in typed and "exclude=['^body[.]0[.]']" in typed
     assert "model=…)" in search.out and "model=…)" in (folder / "own" / "report.html").read_text()
 
 

@@ -7,6 +7,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from gnnrl_lightning.data.preprocessing import HeldImages
+from gnnrl_lightning.models.layout import to_fastest_layout
 from gnnrl_lightning.pruning.importance import Magnitude, most_important
 from gnnrl_lightning.pruning.verify import Removal
 from gnnrl_lightning.topology import Topology
@@ -37,7 +38,7 @@ class Evaluator:
     """Gives the reward of widths: minus the top-1 error in %, on images held out of the training set.
 
     Args:
-        model: The trained network; moved to `device` as channels-last, otherwise unchanged.
+        model: The trained network; moved to `device` in its fastest layout, otherwise unchanged.
         topology: Its channel groups.
         remove: How channels are removed, see `provable`.
         importance: Which channels of a group go first.
@@ -68,7 +69,8 @@ class Evaluator:
         self.recovery = recovery
         self.batch_size = batch_size
         self.reward_images = reward_images
-        self.model = model.to(device).to(memory_format=torch.channels_last).eval()
+        self.model = model.to(device).eval()
+        self._layout = to_fastest_layout(self.model, reward[0][:2].to(device))
         self.scores = importance(self.model, topology)
         self._reward = self._place(reward)
         self._train = self._place(train)
@@ -113,4 +115,4 @@ class Evaluator:
 
     def _place(self, data: tuple[HeldImages, Tensor]) -> tuple[HeldImages, Tensor]:
         images, labels = data
-        return images.to(self.device, memory_format=torch.channels_last), labels.to(self.device)
+        return images.to(self.device, memory_format=self._layout), labels.to(self.device)

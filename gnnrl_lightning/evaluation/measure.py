@@ -1,16 +1,22 @@
 """What a network really costs on this machine, and how well it does on images that nothing else has seen."""
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from rich.progress import track
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 
-_WARM_UP = 3
-_LEAST = 10
+from gnnrl_lightning.models.layout import to_fastest_layout
+
+_WARM_UP = 2
+_LEAST = 5
 _MOST = 100
 _SECONDS = 5.0
 
@@ -20,43 +26,86 @@ def test_top1(model: nn.Module, loader: DataLoader, device: torch.device, name: 
     """Top-1 accuracy in % over a loader of (images, labels), with a progress bar."""
     model = model.to(device).eval()
     hits, seen = 0, 0
+    layout: torch.memory_format | None = None
     for images, labels in track(loader, f"testing {name}", transient=True):
-        scores = model(images.to(device, memory_format=torch.channels_last))
+        layout = layout or to_fastest_layout(model, images[:2].to(device))
+        scores = model(images.to(device, memory_format=layout))
         hits += int((scores.argmax(1) == labels.to(device)).sum())
         seen += len(labels)
     return 100 * hits / seen
 
 
+@dataclass(frozen=True)
+class Speed:
+    """What a forward pass of a batch costs: seconds in milliseconds, memory in bytes."""
+
+    batch: int
+    median_ms: float
+    p95_ms: float
+    images_per_second: float
+    peak_bytes: int
+    """Most memory at a time: weights and activations."""
+
+
 @torch.inference_mode()
-def latencies(models: Sequence[nn.Module], image: Tensor, device: torch.device) -> list[float]:
-    """Median time of a forward pass of each network, in milliseconds, measured side by side in turns.
+def speeds(models: Sequence[nn.Module], images: Tensor, device: torch.device) -> list[Speed]:
+    """Measures networks side by side in turns, each in its fastest layout.
 
     On a shared machine the absolute times are noise; their ratios are not.
 
     Args:
         models: Networks to compare.
-        image: One batch, [N, 3, H, W].
+        images: One batch, [N, 3, H, W].
         device: Where they run.
     """
-    models = [model.to(device).to(memory_format=torch.channels_last).eval() for model in models]
-    image = image.to(device, memory_format=torch.channels_last)
+    layouts = [to_fastest_layout(model.to(device).eval(), images[:2].to(device)) for model in models]
+    fed = [images.to(device, memory_format=layout) for layout in layouts]
     times: list[list[float]] = [[] for _ in models]
     started = time.perf_counter()
     for round_ in range(_WARM_UP + _MOST):
-        for model, mine in zip(models, times, strict=True):
-            seconds = _forward_seconds(model, image)
+        for model, batch, mine in zip(models, fed, times, strict=True):
+            seconds = _forward_seconds(model, batch)
             if round_ >= _WARM_UP:
                 mine.append(seconds)
         if round_ >= _WARM_UP + _LEAST and time.perf_counter() - started > _SECONDS:
             break
-    return [1000 * statistics.median(mine) for mine in times]
+    return [
+        Speed(
+            batch=len(images),
+            median_ms=1000 * statistics.median(mine),
+            p95_ms=1000 * sorted(mine)[math.ceil(0.95 * len(mine)) - 1],
+            images_per_second=len(images) / statistics.median(mine),
+            peak_bytes=weight_bytes(model) + _peak_activations(model, batch),
+        )
+        for model, batch, mine in zip(models, fed, times, strict=True)
+    ]
 
 
-def _forward_seconds(model: nn.Module, image: Tensor) -> float:
-    if image.is_cuda:
-        torch.cuda.synchronize(image.device)
+def weight_bytes(model: nn.Module) -> int:
+    """Size of parameters and buffers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+
+
+def _peak_activations(model: nn.Module, images: Tensor) -> int:
+    """Most that a forward pass holds at a time beside the weights and the images, by the allocator's own account."""
+    if images.is_cuda:
+        torch.cuda.reset_peak_memory_stats(images.device)
+        before = torch.cuda.memory_allocated(images.device)
+        model(images)
+        return int(torch.cuda.max_memory_allocated(images.device) - before)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        model(images)
+    assert profiler.profiler is not None
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    steps = [int(event.nbytes()) for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate(steps, initial=0))
+
+
+def _forward_seconds(model: nn.Module, images: Tensor) -> float:
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
     started = time.perf_counter()
-    model(image)
-    if image.is_cuda:
-        torch.cuda.synchronize(image.device)
+    model(images)
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
     return time.perf_counter() - started

@@ -24,7 +24,8 @@ Importance = Callable[[nn.Module, Topology], list[Tensor]]
 def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
     """Returns the smaller network of a plan, after a check that it computes what the masked original computes.
 
-    It is of the model's own class where that is right with fewer channels, else the rewritten graph (`fx.GraphModule`).
+    It is of the model's own class where that is right with fewer channels, else the rewritten graph (`fx.GraphModule`):
+    `is_rewritten` tells.
 
     Args:
         model: The network that the plan was made for; unchanged.
@@ -70,7 +71,8 @@ def make_plan(topology: Topology, kept: Sequence[Sequence[int]]) -> PruningPlan:
         GroupPlan(group.name, group.width, tuple(channels))
         for group, channels in zip(topology.groups, kept, strict=True)
     )
-    return PruningPlan(groups, tuple(topology.program.example_shape), topology.exclude)
+    shape = tuple(topology.program.example_shape)
+    return PruningPlan(groups, shape, topology.exclude, topology.keep_ends, topology.whole)
 
 
 def save_pruned(folder: Path | str, small: nn.Module, plan: PruningPlan) -> None:
@@ -127,7 +129,10 @@ def _build(plan: PruningPlan, path: Path) -> nn.Module:
 def _locate(model: nn.Module, plan: PruningPlan) -> tuple[Topology, list[Sequence[int]]]:
     """The network's topology and what the plan keeps of each of its groups."""
     example = torch.zeros(plan.input_shape).to(next(model.parameters()))
-    topology = trace(model, example, exclude=plan.exclude)
+    topology = trace(model, example, exclude=plan.exclude, keep_ends=plan.keep_ends)
+    if plan.whole:
+        names = [group.name for group in topology.groups]
+        topology = topology.without([names.index(name) for name in plan.whole if name in names], "whole in the plan")
     planned = {group.name: group for group in plan.groups}
     known = {group.name: group.width for group in topology.groups}
     for group in plan.groups:

@@ -33,6 +33,8 @@ class PruningPlan:
         groups: One entry a group, in the order of the network.
         input_shape: Shape of the input that the network was traced with, [N, ...].
         exclude: Regular expressions of the layers that were kept out of the groups.
+        keep_ends: Whether the ends of the network were.
+        whole: Names of groups that could not be pruned.
         model: How to build the unpruned network again, as `models.factory` reads it; None for a module of the user's.
         data: The images that it was searched on, for fine-tuning: their configuration and the preprocessing that the
             weights expect; None where there is none.
@@ -43,6 +45,8 @@ class PruningPlan:
     groups: tuple[GroupPlan, ...]
     input_shape: tuple[int, ...]
     exclude: tuple[str, ...] = ()
+    keep_ends: bool = False
+    whole: tuple[str, ...] = ()
     model: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
     rewritten: bool = False
@@ -74,8 +78,9 @@ class PruningPlan:
             groups = tuple(
                 GroupPlan(str(g["name"]), int(g["width"]), tuple(map(int, g["kept"]))) for g in raw["groups"]
             )
-            shape, exclude = tuple(map(int, raw["input_shape"])), tuple(map(str, raw["exclude"]))
-            plan = cls(**{**raw, "groups": groups, "input_shape": shape, "exclude": exclude})
+            shape = tuple(map(int, raw["input_shape"]))
+            names = {name: tuple(map(str, raw.get(name, ()))) for name in ("exclude", "whole")}
+            plan = cls(**{**raw, "groups": groups, "input_shape": shape, **names})
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"plan={path} is not a pruning plan: {reason}.") from error

@@ -19,7 +19,12 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 def folded_tensors(model: nn.Module, topology: Topology) -> dict[str, Tensor]:
     """Values of what the network computes from parameters alone and plans cut, e.g. standardised weights."""
     wanted = [node for name, node in topology.labels.folded.items() if name in topology.folds]
-    return dict(zip((node.name for node in wanted), evaluate(wanted, tensors_of(model), topology.program), strict=True))
+    sources = topology.program.tensors(topology.program.upstream(wanted))
+    device = next(model.parameters()).device
+    # Where the trace is, which may have made tensors of its own there.
+    tensors = {name: value.cpu() for name, value in tensors_of(model).items() if name in sources}
+    values = evaluate(wanted, tensors, topology.program)
+    return {node.name: value.to(device) for node, value in zip(wanted, values, strict=True)}
 
 
 def evaluate(nodes: list[fx.Node], tensors: Mapping[str, Tensor], program: Program) -> list[Any]:
@@ -53,6 +58,8 @@ def masked_output(tensors: Mapping[str, Tensor], topology: Topology, mask: Tenso
         The network's outputs, flat.
     """
     labels, program = topology.labels, topology.program
+    # A forward may count in its buffers: in copies, not in the model's own.
+    tensors = {name: value if name in program.parameters else value.clone() for name, value in tensors.items()}
     values: dict[fx.Node, Any] = {}
     last_use = {source: node for node in program.graph.nodes for source in node.all_input_nodes}
     for node in program.graph.nodes:

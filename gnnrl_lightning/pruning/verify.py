@@ -3,19 +3,21 @@
 import copy
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from gnnrl_lightning.pruning.program import masked_output, tensors_of
 from gnnrl_lightning.pruning.rewrite import is_rewritten, rewrite
 from gnnrl_lightning.pruning.surgery import prune
 from gnnrl_lightning.topology import Topology
+from gnnrl_lightning.topology.trace import Program
 
 TOLERANCE = 1e-4
+_SMALL = 0.1
 
 Removal = Callable[[nn.Module, Topology, Sequence[Sequence[int]]], nn.Module]
 """Gives the network without the channels that are not kept: `prune` or `rewrite`."""
@@ -78,15 +80,17 @@ def _attempt(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]
     # More images than the trace had: what it took for a constant shows.
     shape = (topology.program.batch + 1, *topology.program.example_shape[1:])
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    probe = _without_zeros(model)
-    # Off the GPU and in single precision: TF32 and half precision differ by more than the tolerance and mean nothing.
-    tensors = {name: value.detach().cpu() for name, value in tensors_of(probe).items()}
-    tensors = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
-    try:
-        reference = masked_output(tensors, topology, topology.keep_mask(kept), images)
-    except Exception as failure:  # whatever an operation raises at another number of images or channels
-        return None, [_first_line(failure)] * 2
-    if not all(output.isfinite().all() for output in _tensors(reference)):
+    for probe in (_telling(model, topology), model):
+        # Off the GPU and in single precision: TF32 and half precision differ by more than the tolerance.
+        tensors = {name: value.detach().cpu() for name, value in tensors_of(probe).items()}
+        tensors = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+        try:
+            reference = masked_output(tensors, topology, topology.keep_mask(kept), images)
+        except Exception as failure:  # whatever an operation raises at another number of images or channels
+            return None, [_first_line(failure)] * 2
+        if all(output.isfinite().all() for output in _tensors(reference)):
+            break
+    else:
         raise ValueError(
             f"{type(model).__name__} cannot be checked after pruning: the network's own outputs are not finite; "
             f"load other weights."
@@ -100,7 +104,8 @@ def _attempt(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]
                 # The rewritten network is the trace's: so that must be the model.
                 everything = torch.ones_like(topology.group_of_slot, dtype=torch.bool)
                 error = _error(masked_output(tensors, topology, everything, images), _evaluate(probe, images))
-            if error <= TOLERANCE and (way is rewrite or not topology.program.unused or _trains(small, images)):
+            # What only training computes, the trace does not show; the rewritten network is without it.
+            if error <= TOLERANCE and (way is rewrite or _trains(small, images) or not _trains(probe, images)):
                 return small if probe is model else way(model, topology, kept), reasons
             reasons.append("only eval() works" if error <= TOLERANCE else f"relative error {error:.1e}")
         except Exception as failure:  # whatever the user's forward raises once its channels are fewer
@@ -108,21 +113,41 @@ def _attempt(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]
     return None, reasons
 
 
-def _without_zeros(model: nn.Module) -> nn.Module:
-    """The model, or a copy in which nothing is zero throughout: a branch that is multiplied by zero hides its faults.
+def _telling(model: nn.Module, topology: Topology) -> nn.Module:
+    """The model with parameters of such a size that every channel can be seen in the output: else it hides its faults.
 
-    Fresh networks often begin with such branches (Goyal et al. 2017).
+    Branches may begin at zero (Goyal et al. 2017) or nearly so (layer scale, Touvron et al. 2021), and without
+    normalisation signals fade from layer to layer. So scales and shifts near zero are drawn anew, and weights whose
+    results are not normalised are enlarged to what keeps a signal's size (He et al. 2015).
     """
-    zeros = [name for name, value in model.named_parameters() if not value.any()]
-    if not zeros:
-        return model
+    program = topology.program
+    normalised = program.tensors(
+        source
+        for node in program.graph.nodes
+        if node.op == "call_function" and any(Program.operation(user).endswith("_norm") for user in _calls(node.users))
+        for source in node.all_input_nodes
+    )
     generator = torch.Generator().manual_seed(0)
-    fresh: dict[int, object] = {id(t): t for t in (*model.parameters(), *model.buffers())}  # all others are shared
-    for name in zeros:
-        value = model.get_parameter(name)
-        drawn = torch.empty(value.shape).uniform_(0.5, 1.5, generator=generator).to(value)
-        fresh[id(value)] = nn.Parameter(drawn, value.requires_grad)
-    return copy.deepcopy(model, fresh)
+    telling: dict[int, object] = {id(t): t for t in (*model.parameters(), *model.buffers())}  # unless changed: shared
+    for name, value in model.named_parameters():
+        old = value.detach().float().cpu()
+        if not old.isfinite().all():
+            continue  # the check will say so
+        if old.numel() == max(old.shape, default=1):
+            if old.abs().max() > _SMALL:
+                continue
+            new = torch.empty(old.shape).uniform_(0.5, 1.5, generator=generator)
+        else:
+            size, wanted = float(old.square().mean().sqrt()), math.sqrt(2 / old[0].numel())
+            if size >= (_SMALL * wanted if name in normalised else wanted):
+                continue
+            new = old * (wanted / size) if size else torch.empty(old.shape).normal_(0, wanted, generator=generator)
+        telling[id(value)] = nn.Parameter(new.to(value), value.requires_grad)
+    return copy.deepcopy(model, telling)
+
+
+def _calls(nodes: Iterable[fx.Node]) -> Iterable[fx.Node]:
+    return (node for node in nodes if node.op == "call_function")
 
 
 def _first_line(failure: Exception) -> str:
@@ -130,10 +155,16 @@ def _first_line(failure: Exception) -> str:
 
 
 def relative_error(result: Tensor, reference: Tensor) -> float:
-    """Largest difference as a fraction of the reference's largest value; infinite where the shapes differ."""
+    """Largest difference as a fraction of its channel's largest value; infinite where the shapes differ.
+
+    Channels much smaller than the largest are measured at a hundredth of that, which rounding does not reach.
+    """
     if result.shape != reference.shape:
         return math.inf
-    return float((result - reference).abs().max() / reference.abs().max().clamp(min=1e-12))
+    others = [dimension for dimension in range(reference.dim()) if dimension != 1]
+    sizes = reference.abs().amax(others, keepdim=True) if others else reference.abs()
+    floor = max(0.01 * float(sizes.max()), 1e-12)
+    return float(((result - reference).abs() / sizes.clamp(min=floor)).max())
 
 
 def _trains(model: nn.Module, images: Tensor) -> bool:

@@ -41,10 +41,12 @@ class Topology:
         divisor: int = 1,
         min_keep: float = 0.0,
         exclude: Sequence[str] = (),
+        keep_ends: bool = False,
+        whole: Sequence[str] = (),
     ):
         self.program = program
         self.labels = labels
-        self.exclude = tuple(exclude)
+        self.exclude, self.keep_ends, self.whole = tuple(exclude), keep_ends, tuple(whole)
         self._divisor, self._min_keep = divisor, min_keep
         self._classes, self.locked = labels.classes()
         self.groups, self._slot_of_class = collect(labels, self._classes, divisor, min_keep)
@@ -57,6 +59,7 @@ class Topology:
         self._parameters = self._products(
             (1, [self._along(name, d) for d in range(len(labels.shapes[name]))]) for name in sorted(self._counted())
         )
+        self._unpruned = sum(labels.shapes[name].numel() for name in program.parameters - program.unused)
 
     def without(self, groups: Sequence[int], reason: str) -> "Topology":
         """The same network with some of its groups locked."""
@@ -64,7 +67,8 @@ class Topology:
         for (name, dimension), slots in self.slots.items():
             members = torch.isin(self.group_of_slot[slots], torch.tensor(groups)) & (slots >= 0)
             labels.lock(labels.dimensions[name, dimension][members], reason)
-        return Topology(self.program, labels, self._divisor, self._min_keep, self.exclude)
+        whole = (*self.whole, *(self.groups[index].name for index in groups))
+        return Topology(self.program, labels, self._divisor, self._min_keep, self.exclude, self.keep_ends, whole)
 
     def full_widths(self) -> Tensor:
         """Widths of the unpruned network, [G]."""
@@ -102,10 +106,14 @@ class Topology:
     @overload
     def parameters(self, widths: Tensor) -> Tensor: ...
     def parameters(self, widths: Tensor | None = None) -> int | Tensor:
-        """Number of parameters that the network computes with; shared ones count once. Otherwise as `macs`."""
+        """Number of parameters that the network computes with; shared ones count once. Otherwise as `macs`.
+
+        Of a pruned network those that are computed from others (folded) count as they are then, of the whole one not.
+        """
         if widths is None:
             return int(self.parameters(self.full_widths()))
-        return self._parameters(widths).sum(-1).round().long()
+        whole = (widths == self.full_widths()).all(-1)
+        return torch.where(whole, self._unpruned, self._parameters(widths).sum(-1).round().long())
 
     def channels(self, node: str, dimension: int = 1) -> Count:
         """How an operation's channel count follows the widths."""
@@ -207,7 +215,7 @@ def trace(
     _exclude(labels, exclude)
     if keep_ends:
         _keep_ends(labels)
-    topology = Topology(program, labels, divisor, min_keep, exclude)
+    topology = Topology(program, labels, divisor, min_keep, exclude, keep_ends)
     if not topology.groups:
         reasons = "; ".join(dict.fromkeys(reason for reason, _ in topology.locked))
         raise ValueError(f"nothing in {type(model).__name__} can be pruned: {reasons}.")

@@ -1,9 +1,10 @@
 """Reads a network as a program: a flat list of tensor operations with shapes and module paths."""
 
 import copy
+import io
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -126,7 +127,7 @@ def export(model: nn.Module, example_input: Tensor) -> Program:
         tensors = (*model.parameters(), *model.buffers())
         twin = copy.deepcopy(model, {id(tensor): _on_cpu(tensor) for tensor in tensors}).eval()
         with torch.no_grad(), _quiet():
-            exported = torch.export.export(twin, (images.cpu(),), dynamic_shapes=any_batch, strict=False)
+            exported = torch.export.export(twin, (_on_cpu(images),), dynamic_shapes=any_batch, strict=False)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
@@ -165,17 +166,18 @@ def export(model: nn.Module, example_input: Tensor) -> Program:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's own log, which prints whole graphs where an export fails; the error says what there is to say."""
+    """Without what torch prints and logs, whole graphs where an export fails; the error says what there is to say."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        yield
+        with redirect_stderr(io.StringIO()):
+            yield
     finally:
         logging.disable(before)
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
-    if tensor.device.type == "cpu":
+    if tensor.device.type in {"cpu", "meta"}:
         return tensor
     value = tensor.detach().cpu()
     return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value

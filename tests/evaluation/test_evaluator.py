@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from gnnrl_lightning.data import IMAGENET, HeldImages
 from gnnrl_lightning.evaluation.evaluator import Evaluator, correct
-from gnnrl_lightning.evaluation.measure import latencies, test_top1
+from gnnrl_lightning.evaluation.measure import speeds, test_top1, weight_bytes
 from gnnrl_lightning.evaluation.recovery import BatchNormRecovery, NoRecovery
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
 from gnnrl_lightning.pruning.importance import Magnitude
@@ -129,8 +129,18 @@ def test_top1_of_a_loader(network: nn.Module) -> None:
     assert test_top1(network, loader, CPU, "it") == pytest.approx(100 * correct(network, *REWARD, 60) / 60)
 
 
-def test_latency_is_of_each_network(network: nn.Module) -> None:
+def test_speed_is_of_each_network() -> None:
     wide = nn.Sequential(*[nn.Conv2d(3, 3, 5, padding=2) for _ in range(40)])
-    narrow = nn.Conv2d(3, 3, 1)
-    slow, fast = latencies([wide, narrow], torch.zeros(1, 3, 32, 32), CPU)
-    assert slow > 3 * fast > 0
+    slow, fast = speeds([wide, nn.Conv2d(3, 3, 1)], torch.zeros(4, 3, 32, 32), CPU)
+    assert slow.median_ms > 3 * fast.median_ms > 0
+    for speed in (slow, fast):
+        assert speed.p95_ms >= speed.median_ms and speed.batch == 4
+        assert speed.images_per_second == pytest.approx(4000 / speed.median_ms)
+
+
+def test_peak_memory_is_what_is_held_at_a_time() -> None:
+    """The second layer's input and output, in a chain of three: 8 and 16 of 8, 16 and 4 channels."""
+    chain = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 1), nn.Conv2d(16, 4, 1))
+    (speed,) = speeds([chain], torch.zeros(2, 3, 32, 32), CPU)
+    assert weight_bytes(chain) == 4 * (8 * 4 + 16 * 9 + 4 * 17)
+    assert speed.peak_bytes - weight_bytes(chain) == pytest.approx(4 * 2 * 24 * 32 * 32, rel=0.1)
