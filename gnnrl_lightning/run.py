@@ -150,6 +150,7 @@ def search(config: DictConfig) -> float:
                     name: [asdict(batch[index]) for batch in measured]
                     for index, name in enumerate(("original", "pruned"))
                 },
+                "layout": "channels last" if evaluator.layout == torch.channels_last else "contiguous",
                 "weight_bytes": {"original": weight_bytes(model), "pruned": weight_bytes(pruned)},
                 "allowed": {"cost": env.allowed, "fraction": cfg.budget},
                 "export": exported,

@@ -70,7 +70,7 @@ class Evaluator:
         self.batch_size = batch_size
         self.reward_images = reward_images
         self.model = model.to(device).eval()
-        self._layout = to_fastest_layout(self.model, reward[0][:2].to(device))
+        self.layout = to_fastest_layout(self.model, reward[0][:2].to(device))
         self.scores = importance(self.model, topology)
         self._reward = self._place(reward)
         self._train = self._place(train)
@@ -115,4 +115,4 @@ class Evaluator:
 
     def _place(self, data: tuple[HeldImages, Tensor]) -> tuple[HeldImages, Tensor]:
         images, labels = data
-        return images.to(self.device, memory_format=self._layout), labels.to(self.device)
+        return images.to(self.device, memory_format=self.layout), labels.to(self.device)

@@ -21,7 +21,7 @@ _MOST = 100
 _SECONDS = 5.0
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def test_top1(model: nn.Module, loader: DataLoader, device: torch.device, name: str) -> float:
     """Top-1 accuracy in % over a loader of (images, labels), with a progress bar."""
     model = model.to(device).eval()
@@ -47,7 +47,7 @@ class Speed:
     """Most memory at a time: weights and activations."""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def speeds(models: Sequence[nn.Module], images: Tensor, device: torch.device) -> list[Speed]:
     """Measures networks side by side in turns, each in its fastest layout.
 

@@ -9,7 +9,7 @@ from gnnrl_lightning.files import write_text
 from gnnrl_lightning.report.figures import save_figures
 from gnnrl_lightning.report.numbers import MISSING, duration, faster, fixed, millions, percent, signed
 from gnnrl_lightning.report.record import read_record
-from gnnrl_lightning.report.tables import SETTINGS, STAGE_COLUMNS, budget_line, stage_rows
+from gnnrl_lightning.report.tables import SETTINGS, SPEED_COLUMNS, STAGE_COLUMNS, budget_line, speed_rows, stage_rows
 
 
 def write_report(folder: Path) -> Path:
@@ -32,6 +32,8 @@ def write_report(folder: Path) -> Path:
         budget=budget_line(record.results),
         stage_columns=STAGE_COLUMNS,
         stages=stage_rows(record.results),
+        speed_columns=SPEED_COLUMNS,
+        speeds=speed_rows(record.results),
         figures=save_figures(record, folder / "figures"),
         groups=record.groups,
         settings=_settings(record.results),

@@ -14,6 +14,11 @@ from gnnrl_lightning.report.numbers import MISSING, TIMES, faster, fixed, millio
 
 STAGE_COLUMNS = ("network", "top-1 %", "MMACs", "parameters, M", f"latency, ms ({TIMES})")
 
+SPEED_COLUMNS = (
+    *("network", "batch", f"median, ms ({TIMES})", "95th percentile, ms", "images per second"),
+    *("peak memory, MiB", "weights, MiB"),
+)
+
 # What the budget counts → the entry of a stage that holds it, and its unit in the caption.
 BUDGETED = {"flops": ("macs", "MMACs"), "params": ("params", "M parameters")}
 
@@ -34,6 +39,25 @@ def stage_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
             else f"{fixed(stage['latency_ms'], 2)} ({faster(stage['latency_ratio'])})",
         )
         for stage in results["stages"]
+    ]
+
+
+def speed_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Cells of the table of measurements, one row per batch size and network in the order of `SPEED_COLUMNS`."""
+    original, *_ = measured = list(results["speed"].items())
+    return [
+        (
+            name,
+            str(speed["batch"]),
+            f"{fixed(speed['median_ms'], 2)} ({faster(first['median_ms'] / speed['median_ms'])})",
+            fixed(speed["p95_ms"], 2),
+            fixed(speed["images_per_second"], 0),
+            f"{fixed(speed['peak_bytes'] / 2**20, 1)} ({percent(speed['peak_bytes'] / first['peak_bytes'])})",
+            fixed(results["weight_bytes"][name] / 2**20, 2),
+        )
+        for index, first in enumerate(original[1])
+        for name, of in measured
+        for speed in of[index : index + 1]
     ]
 
 

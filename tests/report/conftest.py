@@ -45,6 +45,21 @@ def make_run() -> MakeRun:
             "cost": "flops",
             "cost_unit": "MACs",
             "seed": 0,
+            "speed": {
+                name: [
+                    {
+                        "batch": batch,
+                        "median_ms": ms * batch,
+                        "p95_ms": 2 * ms * batch,
+                        "images_per_second": 1000 / ms,
+                        "peak_bytes": size * batch,
+                    }
+                    for batch in (1, 32)
+                ]
+                for name, ms, size in (("original", 12.0, 2**20), ("pruned", 8.0, 2**19))
+            },
+            "weight_bytes": {"original": 2**22, "pruned": 2**21},
+            "layout": "channels last",
             "command": "search.py model=resnet56 budget=0.5",
             "device": "CPU, 2 threads",
             "images": {"train": 100, "reward": 50, "test": 1234},

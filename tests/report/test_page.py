@@ -96,3 +96,10 @@ def test_an_empty_history_is_named(tmp_path: Path, make_run: MakeRun) -> None:
     (make_run(tmp_path) / "history.csv").write_text("episode,reward\n")
     with pytest.raises(ValueError, match="holds no episode"):
         write_report(tmp_path)
+
+
+def test_both_networks_are_measured_at_both_batch_sizes(tmp_path: Path, make_run: MakeRun) -> None:
+    _, text = read(write_report(make_run(tmp_path)))
+    words = " ".join(text.split()) if isinstance(text, str) else text
+    for cells in ("original 1 12.00 (1.00×) 24.00 83", "pruned 32 256.00 (1.50×) 512.00 125 16.0 (50.0 %) 2.00"):
+        assert cells in words.replace("\N{NO-BREAK SPACE}", " ")
