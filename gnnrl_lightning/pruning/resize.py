@@ -49,7 +49,9 @@ def _unflatten(to: "Rewriter", node: fx.Node) -> fx.Node:
     return to.copy(node, dim, _sizes(to, to.labels(node), sizes, dim))
 
 
-def _expand(to: "Rewriter", node: fx.Node) -> fx.Node:
+def _expand(to: "Rewriter", node: fx.Node) -> Any:
+    if to.labels(node).shape != Program.shape(node):  # whoever reads it broadcasts
+        return to.argument(node.args[0])
     (sizes,) = _arguments(node, "size")
     labels = to.labels(node.args[0])
     labels = labels.reshape((1,) * (len(sizes) - labels.dim()) + tuple(labels.shape))

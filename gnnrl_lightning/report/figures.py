@@ -59,17 +59,19 @@ class SavedFigure:
 
 def save_figures(record: Record, folder: Path) -> dict[str, SavedFigure]:
     """Draw the figures `reward`, `groups` and `cost` and write each to `folder` as PNG and SVG."""
-    saved = {}
+    figures = {"reward": reward_figure, "groups": groups_figure, "cost": cost_figure}
     with matplotlib.rc_context(STYLE):
-        for name, draw in (("reward", reward_figure), ("groups", groups_figure), ("cost", cost_figure)):
-            figure = draw(record)
-            files = {"svg": io.BytesIO(), "png": io.BytesIO()}
-            figure.savefig(files["svg"], format="svg", metadata={"Date": None})
-            figure.savefig(files["png"], format="png")
-            for kind, buffer in files.items():
-                write_bytes(folder / f"{name}.{kind}", buffer.getvalue())
-            saved[name] = SavedFigure(figure.get_suptitle(), files["svg"].getvalue())
-    return saved
+        return {name: write_figure(draw(record), folder, name) for name, draw in figures.items()}
+
+
+def write_figure(figure: Figure, folder: Path, name: str) -> SavedFigure:
+    """Writes a figure to `folder` as PNG and SVG."""
+    svg, png = io.BytesIO(), io.BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    figure.savefig(png, format="png")
+    write_bytes(folder / f"{name}.svg", svg.getvalue())
+    write_bytes(folder / f"{name}.png", png.getvalue())
+    return SavedFigure(figure.get_suptitle(), svg.getvalue())
 
 
 def reward_figure(record: Record) -> Figure:

@@ -1,4 +1,4 @@
-"""Sums up a sweep (`python search.py -m …`): one table over all jobs, printed and as summary.csv."""
+"""Sums up a sweep (`python search.py -m …`): one table over all jobs, printed and as summary.csv, and one figure."""
 
 import atexit
 import csv
@@ -29,7 +29,7 @@ class SweepSummary(Callback):
 
 
 def summarise(folder: Path) -> None:
-    """Print one table over the jobs in `folder` and write it to summary.csv there; nothing without jobs."""
+    """Print one table over the jobs in `folder`, write it to summary.csv there and draw it; nothing without jobs."""
     rows = sweep_rows(folder)
     if not rows:
         return
@@ -42,3 +42,8 @@ def summarise(folder: Path) -> None:
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(sweep_table(rows))
     console.print(f"Sweep written to {folder / 'summary.csv'}", markup=False, soft_wrap=True)
+    # Imported here: matplotlib takes a second, which every `--help` would wait for.
+    from gnnrl_lightning.report.sweep_figure import save_sweep_figure
+
+    if save_sweep_figure(rows, folder):
+        console.print(f"The figure: {folder / 'summary.png'}", markup=False, soft_wrap=True)

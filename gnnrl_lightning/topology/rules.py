@@ -45,6 +45,7 @@ POOL = frozenset(
     "upsample_nearest3d upsample_linear1d upsample_trilinear3d upsample_bilinear2d upsample_bicubic2d "
     "_upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa".split()
 )
+EXPAND = frozenset({"expand", "expand_as"})
 OUTPUT = "network output"
 """Why the channels of the network's results stay."""
 FILL = frozenset("new_zeros new_ones new_full new_empty".split())
@@ -126,6 +127,9 @@ def _apply(state: Labels, node: Any, args: Any, kwargs: Any) -> Any:
         return movement.reduce(state, node, args[0], *args[1:2], **kwargs)
     if name in NORM:
         return movement.reduce(state, node, args[0], *args[2:3])
+    if name in EXPAND and all(Program.operation(user) in COMBINE for user in node.users):
+        # As small as it was: it meets others as what is broadcast does, which says nothing of their channels.
+        return args[0].reshape((1,) * (len(Program.shape(node)) - args[0].dim()) + tuple(args[0].shape))
     if name in movement.MOVE or name in movement.CUT:
         return movement.move(state, node, args, kwargs)
     if cost := products.counted(node):

@@ -174,6 +174,16 @@ def test_it_can_be_copied_and_exported(pruning: Any) -> None:
         assert torch.equal(small(images(4)), before)
 
 
+def test_what_is_expanded_by_a_number_in_the_code_follows_the_channels() -> None:
+    hard = Net(lambda x: x / (2 + x.amax(1, keepdim=True)).expand(-1, 8, -1, -1)).eval()
+    soft = Net(lambda x: x / (2 + x.amax(1, keepdim=True))).eval()
+    soft.load_state_dict(hard.state_dict())
+    small = apply_plan(soft, uniform_plan(trace(soft, EXAMPLE), soft))
+    assert not isinstance(small, fx.GraphModule)
+    with torch.no_grad():
+        torch.testing.assert_close(halved(hard)(images(3)), small(images(3)))
+
+
 class OnItsDevice(nn.Module):
     """Makes a tensor of as many rows as images, where the images are."""
 

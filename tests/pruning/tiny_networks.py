@@ -361,6 +361,7 @@ CASES = {
     "efficient attention": Case(lambda: Net(Efficient()), (8,), oracle="narrow"),
     "spatial attention": Case(lambda: Net(SpatialAttention()), (8, 1), oracle="narrow"),
     "mean over channels": Case(lambda: Net(lambda x: x - x.mean(1, keepdim=True)), (8,), oracle="narrow"),
+    "normalised": Case(lambda: Net(lambda x: F.normalize(x, dim=1)), (8,), oracle="narrow"),
     "norm of all": Case(
         lambda: Net(lambda x: F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1)), (8,), oracle="narrow"
     ),

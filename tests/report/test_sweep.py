@@ -58,6 +58,8 @@ def test_hydra_sweep_ends_with_one_summary(tmp_path: Path, make_run: MakeRun, fa
     assert ended.stdout.count("Sweep written to") == 1
     assert ("failed" in ended.stdout) == bool(fail_at)
     assert "92.10" in ended.stdout
+    picture = summary.with_name("summary.svg").read_text()
+    assert "<svg" in picture and summary.with_name("summary.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_sweep_without_jobs_writes_nothing(tmp_path: Path) -> None:
