@@ -1,8 +1,6 @@
-"""Lightning from the configuration: loggers that are always closed, trainers, and supervised fits."""
+"""Lightning from the configuration: trainers and supervised fits."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,8 @@ import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
 from torch import nn
 
 from gnnrl_lightning.config import FitConfig
@@ -23,43 +20,6 @@ from gnnrl_lightning.models.layout import to_fastest_layout
 from gnnrl_lightning.resume import LastCheckpoint, settings_of
 
 log = logging.getLogger(__name__)
-
-
-@contextmanager
-def open_loggers(config: DictConfig, job_type: str) -> Iterator[list[Logger]]:
-    """The loggers of `conf/logger`; several are possible. Closed at the end, with an exit code if the run failed.
-
-    Jobs of one sweep share the process: a W&B run that is not finished would swallow the next job's.
-    """
-    nodes = [node for node in (config.logger or {}).values() if isinstance(node, DictConfig) and "_target_" in node]
-    logger: list[Logger] = []
-    failed = 1
-    try:
-        for node in nodes:
-            each = instantiate(node)
-            logger.append(each)
-            each.log_hyperparams(OmegaConf.to_container(config, resolve=True))
-            if isinstance(each, WandbLogger) and getattr(rank_zero_only, "rank", 0) == 0:
-                each.experiment.config.update({"job_type": job_type}, allow_val_change=True)
-                each.experiment.define_metric("search/episode")
-                each.experiment.define_metric("search/*", step_metric="search/episode")
-                each.experiment.define_metric("losses/*", step_metric="search/episode")
-                each.experiment.define_metric("search/best_reward", step_metric="search/episode", summary="max")
-        yield logger
-        failed = 0
-    finally:
-        for each in logger:
-            each.finalize("failed" if failed else "success")  # the CSV logger writes what it still holds
-        if any(isinstance(each, WandbLogger) for each in logger):
-            import wandb
-
-            wandb.finish(exit_code=failed)
-
-
-def log_metrics(logger: list[Logger], metrics: dict[str, float]) -> None:
-    """Sends final numbers to every logger."""
-    for each in logger:
-        each.log_metrics(metrics)
 
 
 def build_trainer(config: DictConfig, logger: list[Logger], callbacks: list[L.Callback], **options: Any) -> L.Trainer:

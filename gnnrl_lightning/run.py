@@ -21,7 +21,7 @@ from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.measure import speeds, test_top1, weight_bytes
 from gnnrl_lightning.export import check_formats, check_saved, export
 from gnnrl_lightning.files import write_json, write_text
-from gnnrl_lightning.fitting import device_of, fit, log_metrics, open_loggers
+from gnnrl_lightning.fitting import device_of, fit
 from gnnrl_lightning.models.factory import ModelSpec, check_model, create_model, preprocessing_of
 from gnnrl_lightning.pruning.apply import load_pruned, make_plan, save_pruned
 from gnnrl_lightning.pruning.plan import PruningPlan
@@ -35,6 +35,7 @@ from gnnrl_lightning.search.environment import PruningEnv, check_feasible
 from gnnrl_lightning.search.run import check_resume, run_agent
 from gnnrl_lightning.topology import trace
 from gnnrl_lightning.topology.hierarchy import hierarchical_graph
+from gnnrl_lightning.tracking import log_metrics, log_run, open_loggers
 
 log = logging.getLogger(__name__)
 
@@ -159,6 +160,7 @@ def search(config: DictConfig) -> float:
             }
             write_json(folder / "results.json", results)
             report = write_report(folder)
+            log_run(logger, folder, f"{spec.name}-{data.name}", ["searched", f"{cost.name}-{cfg.budget:g}"])
     if module.global_rank == 0:  # behind what the loggers say when they close
         Console().print(stage_table(results))
         log.info("report: %s\nthe network: %s", report, _loading(spec, folder))
@@ -225,18 +227,22 @@ def train(config: DictConfig) -> float:
             for name, network in networks.items()
         }
         log_metrics(logger, {f"{split}_top1/{name}": x for name, of in top1.items() for split, x in of.items()})
-    results = {"model": spec.name, "data": data.name, "stage": stage, "command": command(), "top1": top1}
-    rank_zero_only(write_json)(folder / "results.json", results)
+        results = {"model": spec.name, "data": data.name, "stage": stage, "command": command(), "top1": top1}
+        images = data.tensors("reward", 8)[0][:]
+        exported = rank_zero_only(export)(model, images, cfg.export, folder) or {}
+        if plan is not None and getattr(rank_zero_only, "rank", 0) == 0:
+            save_pruned(folder, model, plan)
+            exported |= check_saved(model, unpruned, images, folder)
+            write_card(folder, plan, model, {name: of["test"] for name, of in top1.items()}, exported)
+        elif stage == "base":
+            save_weights(folder / f"{spec.name}.safetensors", model)
+        rank_zero_only(write_json)(folder / "results.json", results | {"export": exported})
+        if plan is not None:
+            log_run(logger, folder, f"{spec.name}-{data.name}", [{"finetune": "fine-tuned"}.get(stage, stage)])
     rank_zero_only(Console().print)(top1_table(results))
-    images = data.tensors("reward", 8)[0][:]
-    exported = rank_zero_only(export)(model, images, cfg.export, folder) or {}
-    if plan is not None and getattr(rank_zero_only, "rank", 0) == 0:
-        save_pruned(folder, model, plan)
-        exported |= check_saved(model, unpruned, images, folder)
-        write_card(folder, plan, model, {name: of["test"] for name, of in top1.items()}, exported)
+    if plan is not None:
         log.info("the network: %s", _loading(spec, folder))
     elif stage == "base":
-        save_weights(folder / f"{spec.name}.safetensors", model)
         log.info("the weights: weights=%s", folder / f"{spec.name}.safetensors")
     return top1["after"]["reward"]
 

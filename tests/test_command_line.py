@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from commands import Outcome, run_all
+from wandb_file import read
 
 import gnnrl_lightning as gl
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
@@ -133,6 +134,13 @@ def test_weights_and_biases(more: tuple[Path, list[Outcome]]) -> None:
         runs = list((folder / name).glob("wandb/offline-run-*/run-*.wandb"))
         assert len(runs) == 1 and runs[0].stat().st_size > 0
     assert not (folder / "wandb" / "metrics").exists()
+    (path,) = (folder / "both").glob("wandb/offline-run-*/run-*.wandb")
+    kept = read(path)
+    assert kept.job_type == "search" and kept.exit_code == 0
+    assert kept.config["budget"] == 0.5
+    assert {"search/episodes", "figures/reward", "figures/cost", "figures/groups"} <= kept.history
+    files = {"plan.json", "pruned.safetensors", "README.md", "report.html", "results.json"}
+    assert kept.artifacts == {"resnet20-digits": files}
     (metrics,) = (folder / "both" / "metrics").rglob("metrics.csv")
     assert {"search/best_reward", "losses/approx_kl", "test_top1/pruned"} <= set(
         metrics.read_text().split("\n")[0].split(",")
