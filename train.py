@@ -16,7 +16,7 @@ register()
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float:
     """Runs one training; returns the accuracy on the reward split, for a sweeper."""
-    from gnnrl_lightning.run import train
+    from gnnrl_lightning.run_train import train
 
     return job(train, config)
 

@@ -1,11 +1,9 @@
-"""The two stories: `search` from a trained network to a smaller one, `train` from a plan to a fine-tuned one."""
+"""The story of search.py: from a trained network to a smaller one, measured and reported."""
 
-import copy
 import logging
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
@@ -13,9 +11,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from gnnrl_lightning import data as data_modules
-from gnnrl_lightning.base import save_weights, train_base
-from gnnrl_lightning.config import SearchConfig, TrainConfig, build, typed
+from gnnrl_lightning.base import train_base
+from gnnrl_lightning.config import SearchConfig, build, typed
 from gnnrl_lightning.data import ImageDataModule, Preprocessing
 from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.measure import speeds, test_top1, weight_bytes
@@ -23,14 +20,13 @@ from gnnrl_lightning.export import check_formats, check_saved, export
 from gnnrl_lightning.files import write_json, write_text
 from gnnrl_lightning.fitting import device_of, fit
 from gnnrl_lightning.models.factory import ModelSpec, check_model, create_model, preprocessing_of
-from gnnrl_lightning.pruning.apply import load_pruned, make_plan, save_pruned
-from gnnrl_lightning.pruning.plan import PruningPlan
+from gnnrl_lightning.pruning.apply import make_plan, save_pruned
 from gnnrl_lightning.pruning.surgery import prune
 from gnnrl_lightning.pruning.verify import provable, verified
 from gnnrl_lightning.report.card import write_card
 from gnnrl_lightning.report.page import write_report
 from gnnrl_lightning.report.results import choice, command, durations, stages
-from gnnrl_lightning.report.tables import stage_table, top1_table
+from gnnrl_lightning.report.tables import stage_table
 from gnnrl_lightning.search.environment import PruningEnv, check_feasible
 from gnnrl_lightning.search.run import check_resume, run_agent
 from gnnrl_lightning.topology import trace
@@ -55,7 +51,7 @@ def search(config: DictConfig) -> float:
     check_formats(cfg.export)
     spec = ModelSpec.from_config(config.model)
     check_model(spec, config.data.num_classes, cfg.weights)
-    data = _data(config, preprocessing_of(spec, cfg.weights))
+    data = data_of(config, preprocessing_of(spec, cfg.weights))
     data.prepare_data()
     data.setup()
     clock = {"base": time.perf_counter()}
@@ -163,107 +159,16 @@ def search(config: DictConfig) -> float:
             log_run(logger, folder, f"{spec.name}-{data.name}", ["searched", f"{cost.name}-{cfg.budget:g}"])
     if module.global_rank == 0:  # behind what the loggers say when they close
         Console().print(stage_table(results))
-        log.info("report: %s\nthe network: %s", report, _loading(spec, folder))
+        log.info("report: %s\nthe network: %s", report, loading(spec, folder))
     return whole
 
 
-def train(config: DictConfig) -> float:
-    """Fine-tunes the network of a plan, trains a base network, or evaluates either; writes to the run's folder.
-
-    Returns:
-        Top-1 in % on the reward split.
-
-    Raises:
-        ValueError: If the configuration is at fault.
-    """
-    cfg: TrainConfig = typed(config, TrainConfig)
-    check_formats(cfg.export)
-    folder, device = Path(config.paths.run), device_of(config)
-    plan = PruningPlan.load(Path(cfg.plan)) if cfg.plan else None
-    if plan is not None and plan.model is None:
-        raise ValueError(f"plan={cfg.plan} does not say how to build its network; fine-tune it with your own code.")
-    whole = cfg.data is not None and "_target_" in cfg.data
-    if plan is not None and not whole:
-        if plan.data is None:
-            raise ValueError(f"plan={cfg.plan} does not say which images it saw; add data=….")
-        # `+data.batch_size=256` changes one setting of the search's images, `data=cifar10` replaces them.
-        served = OmegaConf.merge(_of_this_package(plan.data["config"], cfg.plan), cfg.data or {})
-        config = OmegaConf.merge(config, {"data": served})  # type: ignore[assignment]
-    if plan is not None and plan.model is not None and config.data.num_classes != plan.model["num_classes"]:
-        raise ValueError(
-            f"data.num_classes={config.data.num_classes}, but the network of plan={cfg.plan} has "
-            f"{plan.model['num_classes']} classes; give the images that it was trained for."
-        )
-    spec = ModelSpec.from_config(plan.model["spec"] if plan and plan.model and cfg.model is None else config.model)
-    if plan and plan.model and not spec.kwargs and spec.name == plan.model["spec"]["name"]:
-        spec = replace(spec, kwargs=plan.model["spec"]["kwargs"])  # of what is named again, only the code has to be
-    if plan is None or plan.model is None:
-        check_model(spec, config.data.num_classes, cfg.weights)
-    elif spec.to_dict() != plan.model["spec"]:
-        raise ValueError(f"{spec.setting} with model.kwargs={spec.kwargs} is not what plan={cfg.plan} is for.")
-    # The pruned weights expect their images as the original's did, whatever images are given now.
-    known = Preprocessing(**plan.data["preprocessing"]) if plan and plan.data else None
-    data = _data(config, known or preprocessing_of(spec, cfg.weights))
-    data.prepare_data()
-    data.setup()
-    L.seed_everything(cfg.seed, workers=True, verbose=False)
-    size = int(plan.model["image_size"]) if plan and plan.model else data.image_size
-    unpruned = create_model(spec, data.num_classes, size, cfg.weights)
-    model = unpruned if plan is None else load_pruned(Path(str(cfg.plan)).parent, unpruned)
-    teacher = create_model(spec, data.num_classes, size, cfg.teacher) if cfg.teacher else None
-    stage = cfg.stage or ("finetune" if plan else "base")
-    networks = {"before": copy.deepcopy(model), "after": model}
-    with open_loggers(config, stage) as logger:
-        if stage == "evaluate":
-            del networks["before"]
-        else:
-            fit(model, data, cfg.fit, stage, config, logger, folder / "checkpoints" / "last.ckpt", teacher)
-        # The test split is read here alone, after all choices.
-        top1 = {
-            name: {
-                "reward": test_top1(network, data.val_dataloader(), device, f"{name}, reward split"),
-                "test": test_top1(network, data.test_dataloader(), device, f"{name}, test split"),
-            }
-            for name, network in networks.items()
-        }
-        log_metrics(logger, {f"{split}_top1/{name}": x for name, of in top1.items() for split, x in of.items()})
-        results = {"model": spec.name, "data": data.name, "stage": stage, "command": command(), "top1": top1}
-        images = data.tensors("reward", 8)[0][:]
-        exported = rank_zero_only(export)(model, images, cfg.export, folder) or {}
-        if plan is not None and getattr(rank_zero_only, "rank", 0) == 0:
-            save_pruned(folder, model, plan)
-            exported |= check_saved(model, unpruned, images, folder)
-            write_card(folder, plan, model, {name: of["test"] for name, of in top1.items()}, exported)
-        elif stage == "base":
-            save_weights(folder / f"{spec.name}.safetensors", model)
-        rank_zero_only(write_json)(folder / "results.json", results | {"export": exported})
-        if plan is not None:
-            log_run(logger, folder, f"{spec.name}-{data.name}", [{"finetune": "fine-tuned"}.get(stage, stage)])
-    rank_zero_only(Console().print)(top1_table(results))
-    if plan is not None:
-        log.info("the network: %s", _loading(spec, folder))
-    elif stage == "base":
-        log.info("the weights: weights=%s", folder / f"{spec.name}.safetensors")
-    return top1["after"]["reward"]
-
-
-def _loading(spec: ModelSpec, folder: Path) -> str:
+def loading(spec: ModelSpec, folder: Path) -> str:
     """What to type for the pruned network; one of the user's own is built by the user."""
     return f"gl.load_pruned({str(folder)!r}{', model=…' if spec.source == 'module' else ''})"
 
 
-def _of_this_package(served: Any, path: str | None) -> Any:
-    """The images that a plan names, if this package serves them: a file must not say what code is run."""
-    known = {f"{data_modules.__name__}.{name}" for name in data_modules.__all__ if name.endswith("DataModule")}
-    plain = isinstance(served, dict) and all(
-        isinstance(value, int | float | str | None) and "${" not in str(value) for value in served.values()
-    )
-    if not plain or served.get("_target_") not in known:
-        raise ValueError(f"plan={path} names images that this package does not serve; add data=….")
-    return served
-
-
-def _data(config: DictConfig, preprocessing: Preprocessing) -> ImageDataModule:
+def data_of(config: DictConfig, preprocessing: Preprocessing) -> ImageDataModule:
     """The data module, checked before anything is downloaded or decoded."""
     data: ImageDataModule = build(config.data, preprocessing=preprocessing, seed=config.seed)
     data.check()

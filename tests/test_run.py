@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize
 
 from gnnrl_lightning.config import register
-from gnnrl_lightning.run import train
+from gnnrl_lightning.run_train import train
 
 DIGITS = {"_target_": "gnnrl_lightning.data.DigitsDataModule", "name": "digits", "num_classes": 10}
 
