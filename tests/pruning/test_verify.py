@@ -1,6 +1,7 @@
 """Faults that the check must see, and what it must leave alone."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gnnrl_lightning.models.resnet_cifar import resnet_cifar
+from gnnrl_lightning.pruning import verify
 from gnnrl_lightning.pruning.apply import apply_plan, save_pruned, uniform_plan
 from gnnrl_lightning.pruning.plan import PruningPlan
 from gnnrl_lightning.pruning.rewrite import is_rewritten, rewrite
@@ -167,3 +170,21 @@ def test_the_unpruned_network_has_the_parameters_that_it_has() -> None:
     plan = uniform_plan(topology, model)
     small = apply_plan(model, plan)
     assert topology.parameters(torch.tensor(plan.widths)) == sum(p.numel() for p in small.parameters())
+
+
+def test_rounding_alone_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error just above the tolerance is one of rounding if the last digits of the images make as much."""
+    torch.manual_seed(0)
+    model = resnet_cifar(20, 10).eval()
+    topology = trace(model, torch.zeros(1, 3, 32, 32))
+    plan = uniform_plan(topology, model)
+    monkeypatch.setattr(verify, "TOLERANCE", 0.0)
+    with pytest.raises(ValueError, match="by surgery") as caught:
+        apply_plan(model, plan)
+    error = float(re.findall(r"relative error ([\d.e-]+)", str(caught.value))[0])
+    assert 0 < error < 1e-5
+    monkeypatch.setattr(verify, "TOLERANCE", error / 2)
+    apply_plan(model, plan)
+    monkeypatch.setattr(verify, "TOLERANCE", error / 50)
+    with pytest.raises(ValueError, match="relative error"):
+        apply_plan(model, plan)
