@@ -29,3 +29,12 @@ def test_a_search_of_each_network_of_the_papers(name: str, tmp_path: Path) -> No
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
     assert counter.get_total_flops() == 2 * pruned["macs"]
+
+
+@pytest.mark.slow
+def test_the_first_command_begins_with_a_network_that_has_learned(tmp_path: Path) -> None:
+    overrides = "model=mobilenet_v2 budget=0.9 agent=random episodes=2 finetune.max_steps=0 trainer=cpu".split()
+    outcome = run("search.py", [*overrides, f"hydra.run.dir={tmp_path / 'run'}"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    original, *_ = json.loads((tmp_path / "run" / "results.json").read_text())["stages"]
+    assert original["top1"] > 95
