@@ -37,7 +37,7 @@ def read(path: Path) -> OfflineRun:
         elif kind == "config":
             found.config |= {item.key: json.loads(item.value_json) for item in record.config.update if item.key}
         elif kind == "history":
-            found.history |= {item.key or "/".join(item.nested_key) for item in record.history.item}
+            found.history |= {item.key or item.nested_key[0] for item in record.history.item}
         elif kind == "exit":
             found.exit_code = record.exit.exit_code
         elif kind == "artifact":
