@@ -73,12 +73,6 @@ def train_base(
     L.seed_everything(config.seed, workers=True, verbose=False)
     checkpoint = Path(config.paths.run) / "checkpoints" / "base.ckpt"
     fit(model, data, settings, "base", config, logger, checkpoint)
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise ValueError(
-                f"base training diverged ({name} is not finite) with base.lr={settings.lr}; lower base.lr, "
-                f"e.g. base.lr={settings.lr / 10:g}."
-            )
     save_weights(path, model)
     checkpoint.unlink(missing_ok=True)
 

@@ -50,7 +50,7 @@ class SupervisedModule(L.LightningModule):
         self.configured = configured or {}
         self.top1 = MulticlassAccuracy(num_classes, average="micro")
         self.best: dict[str, Any] | None = None
-        """Top-1 in [0, 1], step and weights of the best epoch."""
+        """Top-1 in [0, 1] and weights of the best epoch."""
         self.average: AveragedModel | None = None
         if settings.ema_decay is not None:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)

@@ -64,8 +64,12 @@ def fit(
 
     Returns:
         Top-1 in % on the reward split of the best epoch.
+
+    Raises:
+        ValueError: If training diverged, or the checkpoint is of a training with other settings.
     """
-    configured = settings_of(config, ("data", "seed")) | asdict(settings)
+    names = ("model", "plan", "weights", "teacher", "data", "seed", "episodes", "finalists")
+    configured = settings_of(config, [name for name in names if name in config]) | asdict(settings)
     module = SupervisedModule(model, data.num_classes, stage, settings, config.seed, teacher, configured)
     last = LastCheckpoint(checkpoint)
     callbacks = [last, *(instantiate(node) for node in (config.callbacks or {}).values())]
@@ -85,6 +89,13 @@ def fit(
     if last.found:
         log.info("resuming from %s", last.found)
     trainer.fit(module, datamodule=data, ckpt_path=last.found, weights_only=True)
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            option = "fit" if "fit" in config else stage
+            raise ValueError(
+                f"{stage} training diverged ({name} is not finite) with {option}.lr={settings.lr}; lower {option}.lr, "
+                f"e.g. {option}.lr={settings.lr / 10:g}."
+            )
     if module.best is None or trainer.global_step % max(1, int(trainer.num_training_batches)):  # within an epoch
         trainer.validate(module, datamodule=data, verbose=False)
     assert module.best is not None

@@ -56,13 +56,12 @@ class FitProgress(Bar):
 
     def __init__(self) -> None:
         super().__init__()
-        self._best = 0.0
         self._loss = self._top1 = ""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draws the bar, once the images say how many steps there are."""
         assert isinstance(pl_module, SupervisedModule)
-        self._best, self._loss, self._top1 = 0.0, "", ""
+        self._loss = self._top1 = ""
         total = int(trainer.estimated_stepping_batches)
         self.begin(trainer, f"training {pl_module.stage}", "steps", total, trainer.global_step)
 
@@ -75,9 +74,8 @@ class FitProgress(Bar):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Says how the epoch went, in the log too."""
-        assert isinstance(pl_module, SupervisedModule)
+        assert isinstance(pl_module, SupervisedModule) and pl_module.best is not None
         top1 = 100 * float(trainer.callback_metrics[f"{pl_module.stage}/reward_top1"])
-        self._best = max(self._best, top1)
-        self._top1 = f" · top-1 {top1:.2f} %, best {self._best:.2f} %"
+        self._top1 = f" · top-1 {top1:.2f} %, best {100 * pl_module.best['top1']:.2f} %"
         self.show(trainer.global_step, self._loss + self._top1)
         log.debug("%s: %d steps: %s%s", pl_module.stage, trainer.global_step, self._loss, self._top1)

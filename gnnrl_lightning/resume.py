@@ -29,7 +29,7 @@ class LastCheckpoint(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves it; all ranks take part in gathering the state."""
         temporary = self.path.with_suffix(".tmp")
-        trainer.save_checkpoint(temporary, weights_only=False)
+        trainer.save_checkpoint(temporary)
         if trainer.is_global_zero:
             temporary.replace(self.path)
 

@@ -118,6 +118,7 @@ def search(config: DictConfig) -> float:
             checkpoint = folder / "checkpoints" / "finetune.ckpt"
             teacher = model if cfg.finetune.distill else None
             fit(pruned, data, cfg.finetune, "finetune", config, logger, checkpoint, teacher)
+            checkpoint.unlink(missing_ok=True)  # another winner of this search must not go on from it
             top1["fine-tuned"] = test_top1(pruned, images, device, "fine-tuned")
             write(folder, pruned, plan)
         clock["end"] = time.perf_counter()

@@ -76,11 +76,9 @@ def train(config: DictConfig) -> float:
     model = unpruned if plan is None else load_pruned(Path(str(cfg.plan)).parent, unpruned)
     teacher = create_model(spec, data.num_classes, size, cfg.teacher) if cfg.teacher else None
     stage = cfg.stage or ("finetune" if plan else "base")
-    networks = {"before": copy.deepcopy(model), "after": model}
+    networks = {"before": copy.deepcopy(model), "after": model} if stage != "evaluate" else {"after": model}
     with open_loggers(config, stage) as logger:
-        if stage == "evaluate":
-            del networks["before"]
-        else:
+        if stage != "evaluate":
             fit(model, data, cfg.fit, stage, config, logger, folder / "checkpoints" / "last.ckpt", teacher)
         # The test split is read here alone, after all choices.
         top1 = {

@@ -18,6 +18,7 @@ from gnnrl_lightning.topology.trace import Program
 
 TOLERANCE = 1e-4
 _SMALL = 0.1
+"""Scales and shifts that are all below this hide what they are multiplied with."""
 
 Removal = Callable[[nn.Module, Topology, Sequence[Sequence[int]]], nn.Module]
 """Gives the network without the channels that are not kept: `prune` or `rewrite`."""
