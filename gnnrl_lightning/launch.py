@@ -1,5 +1,6 @@
 """How a command starts and ends: quiet libraries, one stamp for all ranks, one sentence where the user is at fault."""
 
+import ctypes
 import datetime
 import difflib
 import logging
@@ -30,6 +31,8 @@ _NOISE = (
 )
 """Warnings that say nothing to the user of this program."""
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+
 
 def launch(main: Callable[[], Any]) -> None:
     """Runs a Hydra application.
@@ -43,6 +46,7 @@ def launch(main: Callable[[], Any]) -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts memory, is talkative
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
+    keep_freed_memory()
     sys.argv[1:] = [_deletion(argument) for argument in sys.argv[1:]]
     try:
         main()
@@ -50,6 +54,20 @@ def launch(main: Callable[[], Any]) -> None:
         _give_up(error, 1)
     except (HydraException, OmegaConfBaseException) as error:
         _give_up(error, 2)
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep the memory of freed activations for the next ones instead of giving it back to the system.
+
+    What is given back must be mapped and zeroed again, page by page: 20 to 60 % of a forward pass on a CPU, more or
+    less of it with the history of the process, so that equal networks would measure as unequal. Elsewhere, and on other
+    systems, nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+            # Older versions refuse a threshold above 32 MiB.
+            _ = mallopt(parameter, 2**30) or mallopt(parameter, 2**25)
 
 
 def job(story: Callable[[DictConfig], float], config: DictConfig) -> float:

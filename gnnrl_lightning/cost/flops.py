@@ -9,12 +9,17 @@ class Flops:
     """Multiply-accumulates of convolutions, linear layers and matrix products for one image.
 
     ResNet-56 has 125.5 M and MobileNet-v2 300.8 M: half of what `torch.utils.flop_counter` counts.
+
+    Args:
+        topology: The network's groups.
+        deployed: The network and its device, which only costs that are measured need.
     """
 
     name = "flops"
-    unit = "MACs"
+    measured_as = None  # it is exact
+    unit = "MMACs"
 
-    def __init__(self, topology: Topology):
+    def __init__(self, topology: Topology, **deployed: object):
         self.topology = topology
 
     def __call__(self, widths: Tensor) -> Tensor:

@@ -6,12 +6,18 @@ from gnnrl_lightning.topology import Topology
 
 
 class Params:
-    """Number of parameters, BatchNorm's scales and shifts included, its running statistics not."""
+    """Number of parameters, BatchNorm's scales and shifts included, its running statistics not.
+
+    Args:
+        topology: The network's groups.
+        deployed: The network and its device, which only costs that are measured need.
+    """
 
     name = "params"
-    unit = "parameters"
+    measured_as = None  # it is exact
+    unit = "M parameters"
 
-    def __init__(self, topology: Topology):
+    def __init__(self, topology: Topology, **deployed: object):
         self.topology = topology
 
     def __call__(self, widths: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from rich.progress import track
@@ -79,6 +80,30 @@ def speeds(models: Sequence[nn.Module], images: Tensor, device: torch.device) ->
         )
         for model, batch, mine in zip(models, fed, times, strict=True)
     ]
+
+
+def budget_check(
+    cost: Any, counted: Sequence[int], models: Sequence[nn.Module], image: Tensor, device: torch.device
+) -> dict[str, Any] | None:
+    """What the budget counted beside what is measured, for a cost that is predicted; None for one that is exact.
+
+    Args:
+        cost: What the budget counts.
+        counted: Cost of the original and the pruned network.
+        models: These two.
+        image: One that they take, [1, 3, H, W].
+        device: Where they run.
+    """
+    if cost.measured_as is None:
+        return None
+    measured = speeds(models, torch.randn(cost.batch_size, *image.shape[1:]), device)
+    unit = 1e6 if cost.measured_as == "peak_bytes" else 1
+    return {
+        "quantity": f"{cost.name} at batch {cost.batch_size}",
+        "unit": cost.unit,
+        "predicted": [value / 1e6 for value in counted],
+        "measured": [getattr(each, cost.measured_as) / unit for each in measured],
+    }
 
 
 def weight_bytes(model: nn.Module) -> int:

@@ -75,6 +75,12 @@ def make_plan(topology: Topology, kept: Sequence[Sequence[int]]) -> PruningPlan:
     return PruningPlan(groups, shape, topology.exclude, topology.keep_ends, topology.whole)
 
 
+def planned_widths(topology: Topology, plan: PruningPlan) -> Tensor:
+    """Channels that each group keeps by a plan, [G]; those that it does not name stay whole."""
+    planned = {group.name: len(group.kept) for group in plan.groups}
+    return torch.tensor([planned.get(group.name, group.width) for group in topology.groups])
+
+
 def save_pruned(folder: Path | str, small: nn.Module, plan: PruningPlan) -> None:
     """Writes `pruned.safetensors` and `plan.json`; `load_pruned` reads them back."""
     folder = Path(folder)
@@ -82,7 +88,7 @@ def save_pruned(folder: Path | str, small: nn.Module, plan: PruningPlan) -> None
     # Cloned, because safetensors refuses tensors that share memory, as tied weights do.
     state = {name: value.detach().cpu().contiguous().clone() for name, value in small.state_dict().items()}
     write_bytes(folder / "pruned.safetensors", save(state))
-    replace(plan, rewritten=is_rewritten(small)).save(folder / "plan.json")
+    replace(plan, rewritten=plan.rewritten or is_rewritten(small)).save(folder / "plan.json")
 
 
 def load_pruned(folder: Path | str, model: nn.Module | None = None) -> nn.Module:

@@ -1,7 +1,7 @@
 """The pruning plan: which channels of which group stay. The one currency between search, surgery and fine-tuning."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,24 @@ class PruningPlan:
     def widths(self) -> list[int]:
         """How many channels each group keeps."""
         return [len(group.kept) for group in self.groups]
+
+    def then(self, second: "PruningPlan") -> "PruningPlan":
+        """The plan that does at once what this one and then `second`, made for its pruned network, do.
+
+        Raises:
+            ValueError: If the pruned network no longer has the same groups.
+        """
+        if [group.name for group in self.groups] != [group.name for group in second.groups]:
+            lost = sorted({group.name for group in self.groups} ^ {group.name for group in second.groups})
+            raise ValueError(
+                f"the pruned network has other groups than the original ({', '.join(lost[:3])}), as one that shuffles "
+                f"channels does: it cannot be pruned again; prune in one stage, stages=1."
+            )
+        groups = tuple(
+            GroupPlan(first.name, first.width, tuple(first.kept[index] for index in then.kept))
+            for first, then in zip(self.groups, second.groups, strict=True)
+        )
+        return replace(self, groups=groups, about=second.about)
 
     def save(self, path: Path) -> None:
         """Writes the plan as JSON, at once or not at all."""

@@ -5,6 +5,7 @@ slice's ends, a split's sizes, a padding, a convolution's groups. `resize.py` ha
 """
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from gnnrl_lightning.topology.labels import Parameter, spread
 from gnnrl_lightning.topology.trace import Program
 
 _MARK = "gnnrl_lightning.rewritten"
+ORIGIN = "gnnrl_lightning.origin"
+"""In a node's `meta`: the name of the traced operation that it stands for."""
 
 
 def rewrite(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]) -> fx.GraphModule:
@@ -77,7 +80,10 @@ class Rewriter:
                 flat = [self.argument(leaf) for leaf in pytree.tree_leaves(node.args)]
                 self._graph.output(pytree.tree_unflatten(flat, self.program.structure))
             else:
+                made = len(self._graph.nodes)
                 self._new[node] = self._node(node)
+                for new in islice(reversed(self._graph.nodes), len(self._graph.nodes) - made):
+                    new.meta[ORIGIN] = node.name
         self._graph.eliminate_dead_code(lambda node: node.op != "call_module" and node.is_impure())
         return fx.GraphModule(self._root, self._graph, class_name=type(self.model).__name__)
 

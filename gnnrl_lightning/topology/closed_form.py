@@ -15,7 +15,7 @@ class Products:
     Exact, because doubles hold integers below 2⁵³.
     """
 
-    def __init__(self, factors: Sequence[int], counts: Sequence[Sequence[Count]], groups: int):
+    def __init__(self, factors: Sequence[float], counts: Sequence[Sequence[Count]], groups: int):
         depth = max((len(row) for row in counts), default=0)
         one: Count = (1, torch.zeros(groups, dtype=torch.long))
         rows = [[*row, *[one] * (depth - len(row))] for row in counts]

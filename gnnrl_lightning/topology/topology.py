@@ -1,6 +1,5 @@
 """A network's topology: its channel groups, the positions that they own, and the closed-form cost of any widths."""
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import overload
@@ -10,11 +9,11 @@ from torch import Tensor, nn
 
 from gnnrl_lightning.topology.closed_form import Count, Products
 from gnnrl_lightning.topology.groups import collect
-from gnnrl_lightning.topology.labels import LOCKED, Labels, Product, Size, compact, once
-from gnnrl_lightning.topology.layers import LOCKED_ROW
-from gnnrl_lightning.topology.rules import OUTPUT, propagate
+from gnnrl_lightning.topology.labels import LOCKED, Labels, Product, Size, compact, once, varies
+from gnnrl_lightning.topology.rules import propagate
 from gnnrl_lightning.topology.shuffle import fuse_shuffles, name_indices
 from gnnrl_lightning.topology.trace import Program, export
+from gnnrl_lightning.topology.whole import exclude_layers, keep_both_ends
 
 
 class Topology:
@@ -55,10 +54,8 @@ class Topology:
         self.folds = frozenset(n for (n, _), slots in self.slots.items() if n in labels.folded and (slots >= 0).any())
         self.sizes: list[tuple[Size, Tensor]] = [(size, self.slots_of(size.labels)) for size in labels.sizes]
         self.operations = tuple(product.node for product in labels.products)
-        self._macs = self._products((p.factor, self._operands(p)) for p in labels.products)
-        self._parameters = self._products(
-            (1, [self._along(name, d) for d in range(len(labels.shapes[name]))]) for name in sorted(self._counted())
-        )
+        self._macs = self._products((p.factor, self.operands(p)) for p in labels.products)
+        self._parameters = self._products((1, self.weight(name)) for name in sorted(self._counted()))
         self._unpruned = sum(labels.shapes[name].numel() for name in program.parameters - program.unused)
 
     def without(self, groups: Sequence[int], reason: str) -> "Topology":
@@ -73,6 +70,10 @@ class Topology:
     def full_widths(self) -> Tensor:
         """Widths of the unpruned network, [G]."""
         return torch.tensor([group.width for group in self.groups], dtype=torch.long)
+
+    def all_channels(self) -> list[range]:
+        """What each group keeps where nothing is removed."""
+        return [range(group.width) for group in self.groups]
 
     def min_widths(self) -> Tensor:
         """The smallest widths allowed, [G]."""
@@ -123,6 +124,21 @@ class Topology:
         vector = compact(labels).movedim(dimension, 0).flatten(1)[:, 0]
         return self._count(vector.expand(labels.shape[dimension]))
 
+    def lengths(self, node: str) -> list[Count]:
+        """How the size of an operation's result follows the widths: one count for each dimension with channels."""
+        labels = self.labels.outputs.get(node)
+        if not isinstance(labels, Tensor):
+            return []
+        return [self.channels(node, d) for d in range(labels.dim()) if varies(labels, d)]
+
+    def weight(self, name: str) -> list[Count]:
+        """How the dimensions of a parameter or buffer follow the widths."""
+        return [self._along(name, d) for d in range(len(self.labels.shapes[name]))]
+
+    def operands(self, product: Product) -> list[Count]:
+        """How an operation's multiply-accumulates follow the widths: output and input channels, where it has any."""
+        return [self._count(vector) for vector in (product.rows, product.columns) if vector is not None]
+
     def keep_mask(self, kept: Sequence[Sequence[int]]) -> Tensor:
         """One flag a slot from the kept channels of each group, [slots]."""
         mask = torch.zeros(len(self.group_of_slot), dtype=torch.bool)
@@ -167,9 +183,6 @@ class Topology:
             vector = torch.full((self.labels.shapes[name][dimension],), LOCKED)
         return self._count(vector if vector.dim() == 1 else vector[0])
 
-    def _operands(self, product: Product) -> list[Count]:
-        return [self._count(vector) for vector in (product.rows, product.columns) if vector is not None]
-
     def _products(self, products: Iterable[tuple[int, list[Count]]]) -> Products:
         factors, counts = [], []
         for factor, operands in products:
@@ -212,36 +225,11 @@ def trace(
     name_indices(program)
     fuse_shuffles(program.graph)
     labels = propagate(program)
-    _exclude(labels, exclude)
+    exclude_layers(labels, exclude)
     if keep_ends:
-        _keep_ends(labels)
+        keep_both_ends(labels)
     topology = Topology(program, labels, divisor, min_keep, exclude, keep_ends)
     if not topology.groups:
         reasons = "; ".join(dict.fromkeys(reason for reason, _ in topology.locked))
         raise ValueError(f"nothing in {type(model).__name__} can be pruned: {reasons}.")
     return topology
-
-
-def _keep_ends(labels: Labels) -> None:
-    united = torch.from_numpy(labels.united())
-    outputs = [united[found] for reason, found in labels.locks if reason == OUTPUT]
-    for product in labels.products:
-        if product.rows is not None and product.columns is not None:
-            if bool((united[product.columns] == united[LOCKED]).all()) and product.columns is not LOCKED_ROW:
-                labels.lock(product.rows, "keep_ends=true")
-            if any(bool(torch.isin(united[product.rows], found).all()) for found in outputs):
-                labels.lock(product.columns, "keep_ends=true")
-
-
-def _exclude(labels: Labels, patterns: Sequence[str]) -> None:
-    for pattern in patterns:
-        try:
-            matched = [name for name in labels.program.shapes if re.search(pattern, name)]
-        except re.error as error:
-            raise ValueError(f"exclude={pattern!r} is not a regular expression ({error}).") from error
-        if not matched:
-            raise ValueError(f"exclude={pattern!r} matches no parameter of the network; see its named_parameters().")
-        for (name, _), vector in labels.dimensions.items():
-            computed = labels.sources(name) if name in labels.folded else set()
-            if name in matched or computed & set(matched):
-                labels.lock(vector, f"exclude={pattern}")

@@ -1,0 +1,151 @@
+"""Cost in latency on this device: from a table of operations that is measured once."""
+
+import hashlib
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from scipy.optimize import nnls
+from torch import Tensor, nn
+
+from gnnrl_lightning.config import require_whole
+from gnnrl_lightning.cost.timing import Times, measure
+from gnnrl_lightning.files import write_json
+from gnnrl_lightning.topology import Topology
+from gnnrl_lightning.topology.closed_form import Count
+
+log = logging.getLogger(__name__)
+
+_STEPS = (1, 8, 16)
+"""Kernels compute channels in blocks: of one more channel a whole block may be paid."""
+_WHOLE_WEIGHT = 16.0
+"""Samples that the whole network counts for: every budget is a fraction of it."""
+_ROWS = 4096
+
+
+class Latency:
+    """Time of a forward pass on this device, in nanoseconds: the sum of its operations'.
+
+    An operation's time is fitted to measurements as a + Σ bᵢ·cᵢ + Σ dᵢⱼ·cᵢ·cⱼ with its input and output channels c,
+    also rounded up to blocks of 8 and 16, and no coefficient below 0. Operations that are alike share one fit. The
+    table is kept in the cache, and read from there where the network, the batch and the device are the same.
+
+    Args:
+        topology: The network's groups.
+        network: It, as it is going to be pruned: the model or its rewritten graph.
+        device: Where it is measured.
+        batch_size: Images of the forward pass.
+        cache: Folder of the tables.
+
+    Raises:
+        ValueError: If the batch size is no whole number above 0.
+    """
+
+    name = "latency"
+    unit = "ms"
+    measured_as = "median_ms"
+
+    def __init__(self, topology: Topology, network: nn.Module, device: torch.device, batch_size: int, cache: str):
+        require_whole("cost.batch_size", batch_size, 1)
+        self.batch_size = batch_size
+        path = Path(cache) / f"latency-{_digest(topology, device, batch_size)}.json"
+        if getattr(rank_zero_only, "rank", 0) == 0 and not path.is_file():
+            images = torch.zeros(batch_size, *topology.program.example_shape[1:], device=device)
+            log.info("measuring what each operation takes on %s, once: %s", _device_name(device), path)
+            write_json(path, _table(topology, measure(topology, network, images), device))
+        while not path.is_file():  # the other ranks wait for the first
+            time.sleep(0.5)
+        table = json.loads(path.read_text(encoding="utf-8"))
+        self._fixed = 1e6 * table["between_ms"]
+        # Operations on the same channels are one: their coefficients add up.
+        sums: dict[str, tuple[list[Count], np.ndarray]] = {}
+        for row in table["operations"]:
+            counts = _counts(topology, row["name"])
+            key = repr([(fixed, vector.tolist()) for fixed, vector in counts])
+            mine = 1e6 * np.array(row["coefficients"])
+            sums[key] = (counts, sums[key][1] + mine if key in sums else mine)
+        self._terms = [(counts, torch.from_numpy(mine)) for counts, mine in sums.values()]
+
+    def __call__(self, widths: Tensor) -> Tensor:
+        """Cost of widths [..., G] in nanoseconds, as integers [...]."""
+        rows = [self._of(part) for part in widths.reshape(-1, widths.shape[-1]).double().split(_ROWS)]
+        return torch.cat(rows).reshape(widths.shape[:-1])
+
+    def _of(self, widths: Tensor) -> Tensor:
+        total = torch.full((len(widths),), self._fixed, dtype=torch.float64)
+        for counts, coefficients in self._terms:
+            total += _features([fixed + widths @ vector.double() for fixed, vector in counts]) @ coefficients
+        return total.round().long()
+
+
+def _table(topology: Topology, times: Times, device: torch.device) -> dict[str, Any]:
+    """What the cache holds: each operation with its time in the whole network and its coefficients, in milliseconds."""
+    nodes = {node.name: node for node in topology.program.graph.nodes}
+    columns: dict[str, list[int]] = {}
+    for column, name in enumerate(times.operations):
+        columns.setdefault(_alike(topology, nodes[name]), []).append(column)
+    fits = {}
+    weights = torch.ones(len(times.widths), dtype=torch.float64)
+    weights[0] = _WHOLE_WEIGHT
+    for alike in columns.values():
+        rows = []
+        for column in alike:
+            counts = _counts(topology, times.operations[column])
+            rows.append(_features([fixed + times.widths.double() @ vector.double() for fixed, vector in counts]))
+        x, y = torch.cat(rows).numpy(), 1e3 * torch.cat([times.seconds[:, column] for column in alike]).numpy()
+        # Errors of large times may be larger, though not in proportion: the sum is what counts.
+        scale = np.sqrt(weights.repeat(len(alike)).numpy() / np.maximum(y, 1e-4))
+        size = x.max(0)
+        fit = nnls(x / size * scale[:, None], y * scale)[0] / size
+        fits.update(dict.fromkeys(alike, fit.tolist()))
+    return {
+        "device": _device_name(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "between_ms": 1e3 * times.between,
+        "operations": [
+            {"name": name, "where": topology.program.place(nodes[name]), "ms": 1e3 * ms, "coefficients": fits[column]}
+            for column, (name, ms) in enumerate(zip(times.operations, times.seconds[0].tolist(), strict=True))
+        ],
+    }
+
+
+def _counts(topology: Topology, operation: str) -> list[Count]:
+    """The counts of channels that an operation's time follows, two at most."""
+    for product in topology.labels.products:
+        if product.node == operation and product.rows is not None:
+            return topology.operands(product)
+    return topology.lengths(operation)[:2]
+
+
+def _features(counts: list[Tensor]) -> Tensor:
+    """What a time is linear in, [N, features], of counts of channels, [N] each."""
+    blocks = [torch.stack([(count / step).ceil() * step for step in _STEPS], 1) for count in counts]
+    if not blocks:
+        return torch.ones(1, 1, dtype=torch.float64)
+    one = torch.ones(len(blocks[0]), 1, dtype=torch.float64)
+    products = [(blocks[0].unsqueeze(2) * blocks[1].unsqueeze(1)).flatten(1)] if len(blocks) == 2 else []
+    return torch.cat([one, *blocks, *products], 1)
+
+
+def _alike(topology: Topology, node: Any) -> str:
+    """Equal for operations that do the same to activations and parameters of the same shapes."""
+    shapes = [str(getattr(source.meta.get("val"), "shape", "")) for source in node.all_input_nodes]
+    settings = [argument for argument in node.args if argument not in node.all_input_nodes]
+    wide = [(fixed, int(vector.sum())) for fixed, vector in _counts(topology, node.name)]
+    return repr((str(node.target), shapes, settings, node.kwargs, wide))
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}"
+
+
+def _digest(topology: Topology, device: torch.device, batch_size: int) -> str:
+    groups = [(group.name, group.width, group.divisor) for group in topology.groups]
+    known_by = (str(topology.program), groups, batch_size, _device_name(device), torch.get_num_threads())
+    return hashlib.sha256(repr((*known_by, torch.__version__)).encode()).hexdigest()[:12]
