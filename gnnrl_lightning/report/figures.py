@@ -1,8 +1,6 @@
-"""The three figures of a search: reward per episode, kept channels per group, cost against accuracy."""
+"""The figures of a search: reward per episode, kept channels per group, cost against accuracy."""
 
-import base64
-import io
-from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -11,67 +9,42 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gnnrl_lightning.files import write_bytes
-from gnnrl_lightning.report.numbers import MINUS, fixed, percent
+from gnnrl_lightning.report.numbers import MINUS, fixed, millions, percent
 from gnnrl_lightning.report.record import Record
-from gnnrl_lightning.report.tables import BUDGETED
-
-# Okabe and Ito's colours, which stay apart for the colour-blind.
-BLUE, ORANGE, VERMILLION, GREEN, INK, PALE = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#333333", "#E4E7EB"
-
-STYLE = {
-    "font.size": 10,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": "#8A8F98",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": PALE,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "figure.titlesize": 12,
-    "figure.titleweight": "bold",
-    "savefig.dpi": 150,
-    # A module's name is shown as it is, even with a dollar sign; the same run gives the same file.
-    "text.parse_math": False,
-    "svg.hashsalt": "gnnrl_lightning",
-}
+from gnnrl_lightning.report.recovery_figure import recovery_figure
+from gnnrl_lightning.report.style import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    PALE,
+    PURPLE,
+    SKY,
+    STYLE,
+    VERMILLION,
+    SavedFigure,
+    new_figure,
+    write_figure,
+)
+from gnnrl_lightning.report.topology_figure import topology_figure
 
 BARS_PER_ROW = 40
 MANY_POINTS = 2000
 
 
-@dataclass(frozen=True)
-class SavedFigure:
-    """A figure on disk, and what a page needs to embed it."""
-
-    title: str
-    svg: bytes
-
-    @property
-    def data_uri(self) -> str:
-        """The picture as the `src` of an <img>."""
-        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg).decode()}"
-
-
 def save_figures(record: Record, folder: Path) -> dict[str, SavedFigure]:
-    """Draw the figures `reward`, `groups` and `cost` and write each to `folder` as PNG and SVG."""
-    figures = {"reward": reward_figure, "groups": groups_figure, "cost": cost_figure}
+    """Draws the figures and writes each to `folder` as PNG and SVG.
+
+    Returns:
+        `reward`, `groups` and `cost`; `recovery` if the network was fine-tuned and `topology` if its layers are known.
+    """
     with matplotlib.rc_context(STYLE):
-        return {name: write_figure(draw(record), folder, name) for name, draw in figures.items()}
-
-
-def write_figure(figure: Figure, folder: Path, name: str) -> SavedFigure:
-    """Writes a figure to `folder` as PNG and SVG."""
-    svg, png = io.BytesIO(), io.BytesIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None})
-    figure.savefig(png, format="png")
-    write_bytes(folder / f"{name}.svg", svg.getvalue())
-    write_bytes(folder / f"{name}.png", png.getvalue())
-    return SavedFigure(figure.get_suptitle(), svg.getvalue())
+        figures = {"reward": reward_figure(record), "groups": groups_figure(record), "cost": cost_figure(record)}
+        if record.recovery:
+            figures["recovery"] = recovery_figure(record)
+        if record.layers:
+            figures["topology"] = topology_figure(record.layers)
+        return {name: write_figure(figure, folder, name) for name, figure in figures.items()}
 
 
 def reward_figure(record: Record) -> Figure:
@@ -80,7 +53,7 @@ def reward_figure(record: Record) -> Figure:
     reward = np.array([episode.reward for episode in record.episodes])
     running = np.array([episode.best_reward for episode in record.episodes])
     best = record.best
-    figure, axes = _figure(
+    figure, axes = new_figure(
         f"Best reward {fixed(best.reward, 2)} % at episode {best.number} "
         f"({_plural(record.results['evaluations'], 'network')} tested in {_plural(len(reward), 'episode')})",
     )
@@ -94,9 +67,8 @@ def reward_figure(record: Record) -> Figure:
         linewidth=1.5,
         label=f"chosen plan on the whole reward split: {fixed(whole, 2)} %",
     )
-    bottom, top = axes.get_ylim()
-    margin = 0.06 * (top - bottom)
-    axes.set_ylim(min(bottom, whole - margin), max(top, whole + margin))
+    _include(axes, whole)
+    _levels(axes, record.results.get("levels", {}))
     margin = 0.5 + 0.015 * len(number)
     axes.set_xlim(number.min() - margin, number.max() + margin)
     axes.set_xlabel("episode")
@@ -146,7 +118,7 @@ def cost_figure(record: Record) -> Figure:
     reward = np.array([episode.reward for episode in record.episodes])
     budget = 100 * record.results["allowed"]["fraction"]
     chosen = record.chosen
-    figure, axes = _figure(
+    figure, axes = new_figure(
         f"The chosen plan scores {fixed(100 + chosen.reward, 2)} % on the reward images "
         f"at {percent(chosen.cost_ratio, 2)} of the cost"
     )
@@ -182,9 +154,8 @@ def cost_figure(record: Record) -> Figure:
     left = min(left, right - 0.5)
     margin = 0.06 * (right - left)
     axes.set_xlim(left - margin, right + margin)
-    entry, unit = BUDGETED[record.results["cost"]]
-    original = record.results["stages"][0][entry]
-    axes.set_xlabel(f"cost, % of the original's {original / 1e6:,.4g} {unit}")
+    original = record.results["cost_values"]["original"]
+    axes.set_xlabel(f"cost, % of the original's {millions(original)} {record.results['cost_unit']}")
     axes.set_ylabel("top-1 on the reward images, %")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8))
     axes.ticklabel_format(useOffset=False)
@@ -240,10 +211,34 @@ def _scatter(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
     axes.set_ylim(floor - margin, y.max() + margin)
 
 
-def _figure(title: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(10, 5), layout="constrained")
-    figure.suptitle(title, wrap=True)
-    return figure, figure.subplots()
+def _include(axes: Axes, level: float) -> None:
+    """Widens the y axis until a level is within."""
+    bottom, top = axes.get_ylim()
+    margin = 0.06 * (top - bottom)
+    axes.set_ylim(min(bottom, level - margin), max(top, level + margin))
+
+
+def _levels(axes: Axes, levels: dict[str, float]) -> None:
+    """Rewards of baselines at the same budget as lines; those far below the axis are marked at its lower edge."""
+    bottom, top = axes.get_ylim()
+    below = 0
+    for (name, level), colour in zip(levels.items(), cycle((INK, PURPLE, SKY, ORANGE)), strict=False):
+        label = f"{name}: {fixed(level, 2)} %"
+        if level >= bottom - 0.5 * (top - bottom):
+            axes.axhline(level, color=colour, linestyle=":", linewidth=1.2, label=label)
+            _include(axes, level)
+            continue
+        below += 1
+        axes.plot(
+            [0.02 * below],
+            [0.02],
+            transform=axes.transAxes,
+            linestyle="none",
+            marker="v",
+            markersize=7,
+            color=colour,
+            label=f"{label}, below the axis",
+        )
 
 
 def _plural(count: int, noun: str) -> str:

@@ -22,10 +22,15 @@ def signed(value: float, digits: int) -> str:
     return f"+{text}" if value > 0 and text != fixed(0, digits) else text
 
 
+def short(value: float | None) -> str:
+    """A positive number with three significant digits or all before the point: 0.853, 7.21, 125.5, 4,089."""
+    size = 0.0 if value is None else value
+    return fixed(value, 3 if size < 1 else 2 if size < 10 else 1 if size < 1000 else 0)
+
+
 def millions(count: float) -> str:
-    """A count in millions with at least three significant digits, without the unit: 125485706 → 125.5."""
-    value = count / 1e6
-    return fixed(value, 3 if value < 1 else 2 if value < 10 else 1 if value < 1000 else 0)
+    """A count in millions, short and without the unit: 125485706 → 125.5."""
+    return short(count / 1e6)
 
 
 def percent(fraction: float, digits: int = 1) -> str:

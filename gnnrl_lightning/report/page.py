@@ -1,5 +1,6 @@
 """The page of a search: report.html, one file that needs nothing else and can be rebuilt from the folder."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,22 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from gnnrl_lightning.files import write_text
 from gnnrl_lightning.report.figures import save_figures
-from gnnrl_lightning.report.numbers import MISSING, duration, faster, fixed, millions, percent, signed
+from gnnrl_lightning.report.numbers import MISSING, duration, faster, fixed, millions, percent, short, signed
 from gnnrl_lightning.report.record import read_record
-from gnnrl_lightning.report.tables import SETTINGS, SPEED_COLUMNS, STAGE_COLUMNS, budget_line, speed_rows, stage_rows
+from gnnrl_lightning.report.tables import (
+    RECOVERY_COLUMNS,
+    SETTINGS,
+    SPEED_COLUMNS,
+    STAGE_COLUMNS,
+    budget_line,
+    check_columns,
+    check_rows,
+    recovery_rows,
+    speed_rows,
+    stage_rows,
+)
+
+_COUNTED = (("MACs, millions", "macs"), ("Parameters, millions", "params"))
 
 
 def write_report(folder: Path) -> Path:
@@ -34,6 +48,10 @@ def write_report(folder: Path) -> Path:
         stages=stage_rows(record.results),
         speed_columns=SPEED_COLUMNS,
         speeds=speed_rows(record.results),
+        check_columns=check_columns,
+        check_rows=check_rows,
+        recovery_columns=RECOVERY_COLUMNS,
+        recovery=recovery_rows(record.recovery),
         figures=save_figures(record, folder / "figures"),
         groups=record.groups,
         settings=_settings(record.results),
@@ -50,6 +68,7 @@ def write_report(folder: Path) -> Path:
 def _changes(results: dict[str, Any]) -> list[dict[str, str]]:
     """The headline: what each quantity was, what it is now, and the difference in words."""
     first, *_, last = results["stages"]
+    size = results["weight_bytes"]
     known = first["top1"] is not None and last["top1"] is not None
     return [
         {
@@ -58,24 +77,27 @@ def _changes(results: dict[str, Any]) -> list[dict[str, str]]:
             "after": fixed(last["top1"], 2),
             "note": f"{signed(last['top1'] - first['top1'], 2)} points" if known else "not tested",
         },
-        *(
-            {
-                "name": name,
-                "before": millions(first[key]),
-                "after": millions(last[key]),
-                "note": f"{percent(last[key] / first[key])} of the original",
-            }
-            for name, key in (("MACs, millions", "macs"), ("Parameters, millions", "params"))
-        ),
+        *(_shrunk(name, first[key], last[key], millions) for name, key in _COUNTED),
         {
             "name": "Latency, ms",
-            "before": fixed(first["latency_ms"], 2),
-            "after": fixed(last["latency_ms"], 2),
+            "before": short(first["latency_ms"]),
+            "after": short(last["latency_ms"]),
             "note": "not measured"
             if last["latency_ratio"] is None
             else f"{faster(last['latency_ratio'])} as fast on {results['device']}",
         },
+        _shrunk("Size on disk, MiB", size["original"], size["pruned"], lambda size: short(size / 2**20)),
     ]
+
+
+def _shrunk(name: str, before: int, after: int, text: Callable[[float], str]) -> dict[str, str]:
+    """One quantity of the headline that is a share of what it was."""
+    return {
+        "name": name,
+        "before": text(before),
+        "after": text(after),
+        "note": f"{percent(after / before)} of the original",
+    }
 
 
 def _settings(results: dict[str, Any]) -> list[tuple[str, str]]:

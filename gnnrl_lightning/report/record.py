@@ -2,9 +2,11 @@
 
 import csv
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from gnnrl_lightning.topology.outline import Layer, read_layers
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Record:
-    """A finished search: the contents of results.json, history.csv, plan.json and config.yaml."""
+    """A finished search: the contents of results.json, history.csv, plan.json, config.yaml and layers.json."""
 
     results: dict[str, Any]
     episodes: list[Episode]
@@ -47,6 +49,14 @@ class Record:
     """Whether the network is of the user's own, who must give it to load the result."""
     config: str = ""
     """Every setting, as YAML."""
+    layers: list[Layer] = field(default_factory=list)
+    """The outline of the pruned network; empty where the run wrote none."""
+
+    @property
+    def recovery(self) -> list[dict[str, float]]:
+        """Accuracy in % on the reward split after so many training images; empty if nothing was fine-tuned."""
+        curve: list[dict[str, float]] = self.results.get("recovery_curve", [])
+        return curve
 
     @property
     def chosen(self) -> Episode:
@@ -91,4 +101,6 @@ def read_record(folder: Path) -> Record:
     own = ((plan.get("model") or {}).get("spec") or {}).get("source") == "module"
     config = folder / "config.yaml"
     settings = config.read_text(encoding="utf-8") if config.is_file() else ""
-    return Record(json.loads((folder / "results.json").read_text(encoding="utf-8")), episodes, groups, own, settings)
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    outline = folder / "layers.json"
+    return Record(results, episodes, groups, own, settings, read_layers(outline) if outline.is_file() else [])

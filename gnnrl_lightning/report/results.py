@@ -6,24 +6,25 @@ from itertools import pairwise
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from torch import Tensor
 
+from gnnrl_lightning.pruning.apply import planned_widths
+from gnnrl_lightning.pruning.plan import PruningPlan
 from gnnrl_lightning.topology import Topology
 
 
-def stages(topology: Topology, widths: Tensor, top1: dict[str, float], times: list[float]) -> list[dict[str, Any]]:
+def stages(topology: Topology, plan: PruningPlan, top1: dict[str, float], times: list[float]) -> list[dict[str, Any]]:
     """One row a stage: the original network, the pruned one, and the pruned one after fine-tuning.
 
     Args:
-        topology: For the closed-form cost.
-        widths: Of the pruned network, [G].
+        topology: Of the original, for the closed-form cost.
+        plan: Of the pruned network.
         top1: Accuracy in % of each stage, on the test split.
         times: Latency of the original and the pruned network, in milliseconds.
     """
     rows = []
     for name, accuracy in top1.items():
         original = name == "original"
-        size = topology.full_widths() if original else widths
+        size = topology.full_widths() if original else planned_widths(topology, plan)
         latency = times[0] if original else times[1]
         rows.append(
             {

@@ -7,9 +7,21 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from gnnrl_lightning.report.figures import BLUE, GREEN, INK, ORANGE, STYLE, VERMILLION, pareto_front, write_figure
+from gnnrl_lightning.report.figures import pareto_front
+from gnnrl_lightning.report.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PURPLE,
+    SKY,
+    STYLE,
+    VERMILLION,
+    write_figure,
+)
 
-_COLOURS = (BLUE, VERMILLION, GREEN, "#CC79A7", "#56B4E9", "#8A8F98", "#F0E442", INK)
+_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, SKY, GREY, "#F0E442", INK)
 
 
 def save_sweep_figure(rows: list[dict[str, Any]], folder: Path) -> bool:

@@ -10,7 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from gnnrl_lightning.report.numbers import MISSING, TIMES, faster, fixed, millions, percent
+from gnnrl_lightning.report.numbers import MISSING, NO_BREAK, TIMES, faster, fixed, millions, percent, signed
 
 STAGE_COLUMNS = ("network", "top-1 %", "MMACs", "parameters, M", f"latency, ms ({TIMES})")
 
@@ -19,8 +19,7 @@ SPEED_COLUMNS = (
     *("peak memory, MiB", "weights, MiB"),
 )
 
-# What the budget counts → the entry of a stage that holds it, and its unit in the caption.
-BUDGETED = {"flops": ("macs", "MMACs"), "params": ("params", "M parameters")}
+RECOVERY_COLUMNS = ("images seen", "top-1 %")
 
 SETTINGS = ("model", "data", "agent", "importance", "recovery", "cost", "budget", "seed")
 
@@ -63,12 +62,34 @@ def speed_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def budget_line(results: dict[str, Any]) -> str:
     """What the budget allowed and what the plan uses: "budget 0.50: 62.7 of 125.5 MMACs allowed, …"."""
-    entry, unit = BUDGETED[results["cost"]]
-    original, *_, last = (stage[entry] for stage in results["stages"])
+    cost = results["cost_values"]
     return (
-        f"budget {results['budget']:.2f}: {millions(results['allowed']['cost'])} of {millions(original)} "
-        f"{unit} allowed, {millions(last)} used"
+        f"budget {results['budget']:.2f}: {millions(results['allowed']['cost'])} of {millions(cost['original'])} "
+        f"{results['cost_unit']} allowed, {millions(cost['used'])} used"
     )
+
+
+def check_columns(results: dict[str, Any]) -> tuple[str, ...]:
+    """Head of the table of the budget's check."""
+    check = results["budget_check"]
+    return check["quantity"], f"original, {check['unit']}", f"pruned, {check['unit']}", "ratio", "ratios differ by"
+
+
+def check_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    """What the budget counted, against what was measured, in the order of `check_columns`."""
+    check = results["budget_check"]
+    rows = {"counted by the budget": check["predicted"], "measured": check["measured"]}
+    counted, measured = (pruned / original for original, pruned in rows.values())
+    difference = f"{signed(100 * (counted / measured - 1), 1)}{NO_BREAK}%"
+    return [
+        (name, fixed(original, 2), fixed(pruned, 2), percent(pruned / original), cell)
+        for (name, (original, pruned)), cell in zip(rows.items(), (difference, ""), strict=True)
+    ]
+
+
+def recovery_rows(curve: list[dict[str, float]]) -> list[tuple[str, ...]]:
+    """Accuracy on the reward split during the fine-tuning, in the order of `RECOVERY_COLUMNS`."""
+    return [(f"{point['images']:,.0f}", fixed(point["top1"], 2)) for point in curve]
 
 
 def stage_table(results: dict[str, Any]) -> Table:
@@ -168,7 +189,7 @@ def _sweep_row(job: Path, sweep: Path) -> dict[str, Any]:
         return row | {name: value for name, value in named.items() if name in SETTINGS}
     results = json.loads((job / "results.json").read_text(encoding="utf-8"))
     original, *_, last = results["stages"]
-    entry, _ = BUDGETED[results["cost"]]
+    cost = results["cost_values"]
     return (
         row
         | {"status": "done"}
@@ -176,7 +197,7 @@ def _sweep_row(job: Path, sweep: Path) -> dict[str, Any]:
         | {f"top1_{stage['name'].replace('-', '_')}": stage["top1"] for stage in results["stages"]}
         | {name: last[name] for name in ("macs", "params", "latency_ms", "latency_ratio")}
         | {f"{name}_percent": 100 * last[name] / original[name] for name in ("macs", "params")}
-        | {"cost_percent": 100 * last[entry] / original[entry]}
+        | {"cost_percent": 100 * cost["used"] / cost["original"]}
     )
 
 

@@ -5,7 +5,23 @@ from typing import Any
 
 import pytest
 
+from gnnrl_lightning.topology import Topology
+from gnnrl_lightning.topology.outline import write_layers
+
 MakeRun = Callable[..., Path]
+
+_EVERYTHING = {
+    "recovery_curve": [{"images": 0, "top1": 85.7}, {"images": 12800, "top1": 88.1}, {"images": 25600, "top1": 90.12}],
+    "reward_top1_original": 93.3,
+    "levels": {"uniform": -13.5, "random": -60.0},
+    "budget_check": {
+        "quantity": "latency at batch 32",
+        "unit": "ms",
+        "predicted": [80.0, 48.0],
+        "measured": [78.9, 48.9],
+    },
+}
+"""What results.json holds besides where there was a fine-tuning, a baseline or a predicted cost."""
 
 
 @pytest.fixture
@@ -43,7 +59,8 @@ def make_run() -> MakeRun:
             "recovery": "bn",
             "budget": 0.5,
             "cost": "flops",
-            "cost_unit": "MACs",
+            "cost_unit": "MMACs",
+            "cost_values": {"original": 100_000_000, "used": 49_990_000},
             "seed": 0,
             "speed": {
                 name: [
@@ -86,3 +103,11 @@ def make_run() -> MakeRun:
         return folder
 
     return make
+
+
+@pytest.fixture
+def full_run(tmp_path: Path, make_run: MakeRun, resnet20_topology: Topology) -> Path:
+    """The folder of a search that wrote all that a report can show."""
+    folder = make_run(tmp_path / "full", **_EVERYTHING)
+    write_layers(folder / "layers.json", resnet20_topology, resnet20_topology.min_widths())
+    return folder

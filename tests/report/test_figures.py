@@ -9,7 +9,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from gnnrl_lightning.report.figures import (
-    STYLE,
     cost_figure,
     groups_figure,
     lowest_shown,
@@ -18,6 +17,8 @@ from gnnrl_lightning.report.figures import (
     save_figures,
 )
 from gnnrl_lightning.report.record import read_record
+from gnnrl_lightning.report.recovery_figure import recovery_figure
+from gnnrl_lightning.report.style import STYLE
 
 MakeRun = Callable[..., Path]
 
@@ -57,6 +58,46 @@ def test_the_reward_figure_shows_the_chosen_plans_own_level(tmp_path: Path, make
     figure = reward_figure(read_record(folder))
     assert figure.axes[0].get_ylim()[0] < -15
     assert "chosen plan on the whole reward split: \N{MINUS SIGN}15.00 %" in legend(figure)
+
+
+def test_levels_of_rivals_are_lines_and_those_far_below_marks(tmp_path: Path, make_run: MakeRun) -> None:
+    plain = reward_figure(read_record(make_run(tmp_path, (-12.0, -8.0))))
+    levels = {"uniform": -13.5, "random": -80.0, "best known": -6.0}
+    figure = reward_figure(read_record(make_run(tmp_path, (-12.0, -8.0), levels=levels)))
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert lines["uniform: \N{MINUS SIGN}13.50 %"].get_linestyle() == ":"
+    assert lines["random: \N{MINUS SIGN}80.00 %, below the axis"].get_marker() == "v"
+    assert set(lines) <= set(legend(figure)), "each has its name in the legend"
+    bottom, top = figure.axes[0].get_ylim()
+    assert bottom < -13.5 and top > -6.0
+    assert top - bottom < 2 * np.ptp(plain.axes[0].get_ylim())
+
+
+def test_a_recovery_begins_before_the_training_and_meets_the_original(full_run: Path) -> None:
+    record = read_record(full_run)
+    figure = recovery_figure(record)
+    curve, level = figure.axes[0].lines
+    assert list(curve.get_xdata()) == [0, 12800, 25600] and list(curve.get_ydata()) == [85.7, 88.1, 90.12]
+    assert list(level.get_ydata()) == [93.3, 93.3]
+    assert legend(figure) == ["pruned network", "original network: 93.30 %"]
+    assert figure.get_suptitle() == "Fine-tuning takes the network from 85.70 % to 90.12 % on the reward images"
+    del record.results["reward_top1_original"]
+    assert legend(recovery_figure(record)) == ["pruned network"]
+
+
+def test_a_run_has_the_figures_that_it_has_numbers_for(tmp_path: Path, full_run: Path, make_run: MakeRun) -> None:
+    assert {*save_figures(read_record(full_run), tmp_path)} == {"reward", "groups", "cost", "recovery", "topology"}
+    folder = make_run(tmp_path / "plain", recovery_curve=[])
+    assert {*save_figures(read_record(folder), tmp_path)} == {"reward", "groups", "cost"}
+
+
+@pytest.mark.parametrize(
+    ("unit", "original", "text"), [("ms", 80_100_000, "80.1 ms"), ("MMACs", 125_485_696, "125.5 MMACs")]
+)
+def test_the_cost_axis_tells_the_unit(tmp_path: Path, make_run: MakeRun, unit: str, original: int, text: str) -> None:
+    values = {"original": original, "used": original // 2}
+    figure = cost_figure(read_record(make_run(tmp_path, cost_unit=unit, cost_values=values)))
+    assert figure.axes[0].get_xlabel() == f"cost, % of the original's {text}"
 
 
 def test_the_cost_axis_is_calm_when_all_episodes_land_on_the_budget(tmp_path: Path, make_run: MakeRun) -> None:

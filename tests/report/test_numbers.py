@@ -1,6 +1,6 @@
 import pytest
 
-from gnnrl_lightning.report.numbers import duration, faster, fixed, millions, percent, signed
+from gnnrl_lightning.report.numbers import duration, faster, fixed, millions, percent, short, signed
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ def test_millions_keep_three_digits(count: int, text: str) -> None:
 def test_signs_and_missing_numbers() -> None:
     assert fixed(-6.416, 2) == "\N{MINUS SIGN}6.42"
     assert fixed(-0.001, 2) == "0.00"
-    assert fixed(None, 2) == "\N{EN DASH}"
+    assert fixed(None, 2) == short(None) == "\N{EN DASH}"
     assert signed(1.14, 2) == "+1.14"
     assert signed(0.001, 2) == "0.00"
     assert signed(-1.14, 2) == "\N{MINUS SIGN}1.14"

@@ -45,7 +45,8 @@ def test_the_page_tells_the_result_and_needs_no_other_file(tmp_path: Path, make_
     assert path == tmp_path / "my run" / "report.html"
     assert "93.31 → 92.10 \N{MINUS SIGN}1.21 points" in text
     assert "100.0 → 50.0 50.0 % of the original" in text
-    assert "12.00 → 8.00 1.50\N{MULTIPLICATION SIGN} as fast on CPU, 2 threads" in text
+    assert "4.00 → 2.00 50.0 % of the original" in text, "MiB on disk"
+    assert "12.0 → 8.00 1.50\N{MULTIPLICATION SIGN} as fast on CPU, 2 threads" in text
     assert "budget 0.50: 50.0 of 100.0 MMACs allowed, 50.0 used" in text
     assert "python search.py model=resnet56 budget=0.5" in text
     assert "Accuracy on 1,234 test images" in text
@@ -60,6 +61,20 @@ def test_the_page_tells_the_result_and_needs_no_other_file(tmp_path: Path, make_
         "report.html",
         "results.json",
     ]
+
+
+def test_the_page_shows_all_that_a_run_wrote(full_run: Path) -> None:
+    page, text = read(write_report(full_run))
+    assert len(page.addresses) == 5
+    assert "The fine-tuning images seen top-1 % 0 85.70 12,800 88.10 25,600 90.12" in text
+    assert "latency at batch 32 original, ms pruned, ms ratio" in text
+    assert "counted by the budget 80.00 48.00" in text
+    assert "alt=\"The network's topology. " in (full_run / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_page_is_silent_on_what_a_run_did_not_do(tmp_path: Path, make_run: MakeRun) -> None:
+    _, text = read(write_report(make_run(tmp_path, recovery_curve=[], budget_check=None)))
+    assert "fine-tuning" not in text and "counted by the budget" not in text
 
 
 def test_every_group_is_listed_and_names_are_escaped(tmp_path: Path, make_run: MakeRun) -> None:

@@ -8,7 +8,15 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from gnnrl_lightning.report.tables import budget_line, stage_rows, stage_table, sweep_rows, sweep_table
+from gnnrl_lightning.report.tables import (
+    budget_line,
+    check_columns,
+    check_rows,
+    stage_rows,
+    stage_table,
+    sweep_rows,
+    sweep_table,
+)
 
 MakeRun = Callable[..., Path]
 
@@ -31,10 +39,31 @@ def test_stage_table_says_what_changed_and_what_was_allowed(tmp_path: Path, make
     assert cells[2:6] == ["92.10", "50.0 (50.0 %)", "0.400 (50.0 %)", "8.00 (1.50\N{MULTIPLICATION SIGN})"]
 
 
-def test_a_budget_of_parameters_is_told_in_parameters(tmp_path: Path, make_run: MakeRun) -> None:
-    allowed = {"cost": 400_001, "fraction": 0.5}
-    folder = make_run(tmp_path, cost="params", cost_unit="parameters", allowed=allowed)
-    assert budget_line(results_of(folder)) == "budget 0.50: 0.400 of 0.800 M parameters allowed, 0.400 used"
+@pytest.mark.parametrize(
+    ("unit", "values", "allowed", "text"),
+    [
+        ("M parameters", (800_000, 399_990), 400_001, "0.400 of 0.800 M parameters allowed, 0.400 used"),
+        ("ms", (80_100_000, 39_950_000), 40_050_000, "40.0 of 80.1 ms allowed, 40.0 used"),
+        ("MB", (512_000_000, 256_000_000), 256_000_000, "256.0 of 512.0 MB allowed, 256.0 used"),
+    ],
+)
+def test_a_budget_is_told_in_its_own_unit(
+    tmp_path: Path, make_run: MakeRun, unit: str, values: tuple[int, int], allowed: int, text: str
+) -> None:
+    cost = {"cost_unit": unit, "cost_values": dict(zip(("original", "used"), values, strict=True))}
+    results = results_of(make_run(tmp_path, **cost, allowed={"cost": allowed, "fraction": 0.5}))
+    assert budget_line(results) == f"budget 0.50: {text}"
+    (row,) = sweep_rows(tmp_path)
+    assert row["cost_percent"] == pytest.approx(100 * values[1] / values[0])
+
+
+def test_the_check_of_a_budget_compares_the_ratios(full_run: Path) -> None:
+    results = results_of(full_run)
+    assert check_columns(results)[:3] == ("latency at batch 32", "original, ms", "pruned, ms")
+    counted, measured = ([cell.replace("\N{NO-BREAK SPACE}", " ") for cell in row] for row in check_rows(results))
+    # 48.0 of 80.0 is 0.6; 48.9 of 78.9 is 0.6198: the first is 3.2 % less.
+    assert counted == ["counted by the budget", "80.00", "48.00", "60.0 %", "\N{MINUS SIGN}3.2 %"]
+    assert measured == ["measured", "78.90", "48.90", "62.0 %", ""]
 
 
 def test_what_was_not_measured_is_a_dash(tmp_path: Path, make_run: MakeRun) -> None:
