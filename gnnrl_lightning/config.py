@@ -84,6 +84,10 @@ class SearchConfig:
     """Fraction of the cost that may stay, in (0, 1]."""
     weights: str | None = None
     """Checkpoint of the trained network; default: the library's own; null: train one first."""
+    stages: int = 1
+    """Prune and fine-tune this often, each time further; the budget is met at the end."""
+    plan: str | None = None
+    """The plan.json of a pruned network of this model, to prune it further; null: start from the whole one."""
     seed: int = 0
     """Of everything random."""
     episodes: int = 200
@@ -112,6 +116,9 @@ class SearchConfig:
     def check(self) -> None:
         """Raise ValueError for values out of range."""
         _require(0 < self.budget <= 1, "budget", self.budget, "a fraction in (0, 1], e.g. budget=0.7 keeps 70 %")
+        _require(self.stages >= 1, "stages", self.stages, "at least 1")
+        refinable = self.stages == 1 or (self.finetune.epochs > 0 and self.finetune.max_steps != 0)
+        _require(refinable, "stages", self.stages, "1 where nothing is fine-tuned in between, see finetune")
         _require(self.seed >= 0, "seed", self.seed, "at least 0")
         _require(self.episodes >= 1, "episodes", self.episodes, "at least 1")
         if self.reward_images is not None:

@@ -1,43 +1,54 @@
 """The story of search.py: from a trained network to a smaller one, measured and reported."""
 
+import copy
 import logging
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from torch import nn
 
 from gnnrl_lightning.base import train_base
 from gnnrl_lightning.config import SearchConfig, build, typed
 from gnnrl_lightning.data import ImageDataModule, Preprocessing
 from gnnrl_lightning.evaluation.evaluator import Evaluator
-from gnnrl_lightning.evaluation.measure import speeds, test_top1, weight_bytes
+from gnnrl_lightning.evaluation.measure import budget_check, speeds, test_top1, weight_bytes
 from gnnrl_lightning.export import check_formats, check_saved, export
 from gnnrl_lightning.files import write_json, write_text
+from gnnrl_lightning.finetune import Curve
 from gnnrl_lightning.fitting import device_of, fit
 from gnnrl_lightning.models.factory import ModelSpec, check_model, create_model, preprocessing_of
-from gnnrl_lightning.pruning.apply import make_plan, save_pruned
+from gnnrl_lightning.pruning.apply import load_pruned, make_plan, planned_widths, save_pruned
+from gnnrl_lightning.pruning.plan import PruningPlan
+from gnnrl_lightning.pruning.rewrite import rewrite
 from gnnrl_lightning.pruning.surgery import prune
 from gnnrl_lightning.pruning.verify import provable, verified
 from gnnrl_lightning.report.card import write_card
+from gnnrl_lightning.report.numbers import millions
 from gnnrl_lightning.report.page import write_report
 from gnnrl_lightning.report.results import choice, command, durations, stages
 from gnnrl_lightning.report.tables import stage_table
-from gnnrl_lightning.search.environment import PruningEnv, check_feasible
+from gnnrl_lightning.search.environment import PruningEnv
 from gnnrl_lightning.search.run import check_resume, run_agent
-from gnnrl_lightning.topology import trace
+from gnnrl_lightning.topology import Topology, trace
 from gnnrl_lightning.topology.hierarchy import hierarchical_graph
+from gnnrl_lightning.topology.outline import write_layers
 from gnnrl_lightning.tracking import log_metrics, log_run, open_loggers
 
 log = logging.getLogger(__name__)
 
 
 def search(config: DictConfig) -> float:
-    """Searches for a smaller network, builds it, measures it and writes the run's folder.
+    """Searches for a smaller network, builds it, measures it and writes the run's folder; in `stages` if so asked.
+
+    All stages but the last are runs of their own, in `stages/1` and so on, with budgets in geometric progression. One
+    that has ended is not run again.
 
     Returns:
         The winner's reward on the whole reward split.
@@ -46,41 +57,78 @@ def search(config: DictConfig) -> float:
         ValueError: If the configuration is at fault; before any training where that can be known.
     """
     cfg: SearchConfig = typed(config, SearchConfig)
+    for number in range(1, cfg.stages):
+        folder = Path(config.paths.run) / "stages" / str(number)
+        part = {"budget": cfg.budget ** (number / cfg.stages), "paths": {"run": str(folder)}, "export": []}
+        stage = cast(DictConfig, OmegaConf.merge(config, part))
+        check_resume(stage, folder)
+        if not (folder / "results.json").is_file():
+            log.info("stage %d of %d", number, cfg.stages)
+            _prune(stage)
+        config = cast(DictConfig, OmegaConf.merge(config, {"plan": str(folder / "plan.json")}))
+    return _prune(config)
+
+
+def _prune(config: DictConfig) -> float:
+    """One stage: a search, the network that it found, its fine-tuning and its report."""
+    cfg: SearchConfig = typed(config, SearchConfig)
     folder, device = Path(config.paths.run), device_of(config)
     check_resume(config, folder)
     check_formats(cfg.export)
     spec = ModelSpec.from_config(config.model)
     check_model(spec, config.data.num_classes, cfg.weights)
+    earlier = PruningPlan.load(Path(cfg.plan)) if cfg.plan else None
     data = data_of(config, preprocessing_of(spec, cfg.weights))
     data.prepare_data()
     data.setup()
     clock = {"base": time.perf_counter()}
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    model = create_model(spec, data.num_classes, data.image_size, cfg.weights)
-    shape = (1, 3, data.image_size, data.image_size)
+    original = create_model(spec, data.num_classes, data.image_size, cfg.weights)
+    example = torch.zeros(1, 3, data.image_size, data.image_size)
     limits = {name: getattr(cfg, name) for name in ("divisor", "min_keep", "exclude", "keep_ends")}
-    topology = trace(model, torch.zeros(shape), **limits)
-    check_feasible(topology, build(config.cost, topology=topology), cfg.budget)
+    unpruned = topology = trace(original, example, **limits)
+    model = original
+    if earlier is not None:
+        if (earlier.model or {}).get("spec") != spec.to_dict():
+            raise ValueError(f"plan={cfg.plan} is not for {spec.setting}; give the network that it was made for.")
+        model = load_pruned(Path(str(cfg.plan)).parent, copy.deepcopy(original))
+        topology = trace(model, example, **limits)
+        planned = {group.name for group in earlier.groups}
+        topology = topology.without([i for i, g in enumerate(topology.groups) if g.name not in planned], "not planned")
     # A forward with sizes of its own that the trace cannot show is found now, not after the search.
     topology, remove = provable(model, topology)
     log.info("channels are removed by %s", "surgery" if remove is prune else "rewriting the traced graph")
-    cost = build(config.cost, topology=topology)
+    rewritten = remove is not prune
+    if cfg.stages > 1 and earlier is None:  # now, and not after a stage
+        half = [range(max(1, group.width // 2)) for group in topology.groups]
+        again = trace(remove(model, topology, half), example, exclude=cfg.exclude, keep_ends=cfg.keep_ends)
+        make_plan(topology, half).then(make_plan(again, again.all_channels()))
+
+    def cost_of(network: nn.Module, of: Topology) -> Any:
+        network = rewrite(network, of, of.all_channels()) if rewritten else network
+        return build(config.cost, topology=of, network=network, device=device)
+
+    cost = cost_of(model, topology)
+    full_cost = int((cost if earlier is None else cost_of(original, unpruned))(unpruned.full_widths()))
     recovery = build(config.recovery)
-    env = PruningEnv(topology, cost, cfg.budget, lambda widths: evaluator(widths), cfg.max_steps)
+    env = PruningEnv(topology, cost, cfg.budget, lambda widths: evaluator(widths), cfg.max_steps, full_cost)
+    if cost(topology.full_widths()) <= env.allowed and earlier is not None:
+        raise ValueError(f"plan={cfg.plan} is within budget={cfg.budget:g} already; give a lower budget.")
     log.info(
-        "budget %.2f: %.1f of %.1f M %s; %d groups, %d channels",
+        "budget %.2f: %s of %s %s; %d groups, %d channels",
         cfg.budget,
-        env.allowed / 1e6,
-        env.full_cost / 1e6,
+        millions(env.allowed),
+        millions(env.full_cost),
         cost.unit,
         len(topology.groups),
         int(topology.full_widths().sum()),
     )
     reward = data.tensors("reward")
     available = len(data.splits["train"].labels)
-    if recovery.images > available:
-        log.info("recovery.images=%d: only %d training images there are; all are taken", recovery.images, available)
-    training = data.tensors("train", min(max(recovery.images, 1), available))
+    wanted = available if recovery.images is None else recovery.images
+    if wanted > available:
+        log.info("recovery.images=%d: only %d training images there are; all are taken", wanted, available)
+    training = data.tensors("train", min(max(wanted, 1), available))
     importance = build(config.importance)
     # Seeded anew, so that the agent starts alike whether the base network is trained now or comes from a file.
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -89,7 +137,7 @@ def search(config: DictConfig) -> float:
     rank_zero_only(write_text)(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     with open_loggers(config, "search") as logger:
         if cfg.weights is None:
-            train_base(model, spec, str(topology.program), data, cfg.base, config, logger)
+            train_base(original, spec, str(unpruned.program), data, cfg.base, config, logger)
         clock["search"] = time.perf_counter()
         count = min(cfg.reward_images or len(reward[1]), len(reward[1]))
         evaluator = Evaluator(
@@ -106,29 +154,31 @@ def search(config: DictConfig) -> float:
             "config": OmegaConf.to_container(config.data, resolve=True),
             "preprocessing": asdict(data.preprocessing),
         }
-        plan = replace(make_plan(topology, kept), model=network, data=served, about=about)
+        plan = make_plan(topology, kept)
+        plan = replace(earlier.then(plan) if earlier else plan, model=network, data=served, about=about)
         pruned = verified(model, topology, kept)
         recovery(pruned, *(part.to(device) for part in training))
         images = data.test_dataloader()
-        top1 = {"original": test_top1(model, images, device, "original")}
+        top1 = {"original": test_top1(original, images, device, "original")}
         top1["pruned"] = test_top1(pruned, images, device, "pruned")
         write = rank_zero_only(save_pruned)
         write(folder, pruned, plan)
+        curve: Curve = []
         if cfg.finetune.epochs and cfg.finetune.max_steps:
             checkpoint = folder / "checkpoints" / "finetune.ckpt"
-            teacher = model if cfg.finetune.distill else None
-            fit(pruned, data, cfg.finetune, "finetune", config, logger, checkpoint, teacher)
+            teacher = original if cfg.finetune.distill else None
+            curve = fit(pruned, data, cfg.finetune, "finetune", config, logger, checkpoint, teacher)
             checkpoint.unlink(missing_ok=True)  # another winner of this search must not go on from it
             top1["fine-tuned"] = test_top1(pruned, images, device, "fine-tuned")
             write(folder, pruned, plan)
         clock["end"] = time.perf_counter()
-        log_metrics(logger, {f"test_top1/{name}": value for name, value in top1.items()})
+        log_metrics(logger, {"search/winner_reward": whole} | {f"test_top1/{name}": x for name, x in top1.items()})
         if module.global_rank == 0:
-            exported = check_saved(pruned, model, reward[0][:8], folder)
+            exported = check_saved(pruned, original, reward[0][:8], folder)
             exported |= export(pruned, reward[0][:8], cfg.export, folder)
             write_card(folder, plan, pruned, top1, exported)
             batches = [reward[0][: min(count, len(reward[1]))] for count in (1, 32)]
-            measured = [speeds([model, pruned], batch, device) for batch in batches]
+            measured = [speeds([original, pruned], batch, device) for batch in batches]
             results = {
                 "model": spec.name,
                 "data": data.name,
@@ -143,21 +193,27 @@ def search(config: DictConfig) -> float:
                 "episodes": len(module.history),
                 "evaluations": sum(not row["cached"] for row in module.history),
                 "seconds": durations(clock),
-                "stages": stages(topology, widths, top1, [each.median_ms for each in measured[0]]),
+                "stages": stages(unpruned, plan, top1, [each.median_ms for each in measured[0]]),
                 "speed": {
                     name: [asdict(batch[index]) for batch in measured]
                     for index, name in enumerate(("original", "pruned"))
                 },
                 "layout": "channels last" if evaluator.layout == torch.channels_last else "contiguous",
-                "weight_bytes": {"original": weight_bytes(model), "pruned": weight_bytes(pruned)},
+                "weight_bytes": {"original": weight_bytes(original), "pruned": weight_bytes(pruned)},
                 "allowed": {"cost": env.allowed, "fraction": cfg.budget},
+                "cost_values": {"original": full_cost, "used": int(cost(widths))},
+                "budget_check": budget_check(cost, [full_cost, int(cost(widths))], [original, pruned], example, device),
+                "levels": {"uniform": env.reward(env.uniform())},
                 "export": exported,
                 "reward": {"best_seen": module.best["reward"], "whole_split": whole},
+                "reward_top1_original": test_top1(original, data.val_dataloader(), device, "original, reward split"),
+                "recovery_curve": curve,
                 "versions": {"torch": torch.__version__, "lightning": L.__version__},
             }
+            write_layers(folder / "layers.json", unpruned, planned_widths(unpruned, plan))
             write_json(folder / "results.json", results)
             report = write_report(folder)
-            log_run(logger, folder, f"{spec.name}-{data.name}", ["searched", f"{cost.name}-{cfg.budget:g}"])
+            log_run(logger, folder, f"{spec.name}-{data.name}", [f"{cost.name}-{cfg.budget:g}"])
     if module.global_rank == 0:  # behind what the loggers say when they close
         Console().print(stage_table(results))
         log.info("report: %s\nthe network: %s", report, loading(spec, folder))

@@ -20,21 +20,6 @@ _FILLS = 20
 _TOLERANCE = 0.0025
 
 
-def check_feasible(topology: Topology, cost: Cost, budget: float) -> None:
-    """Names a budget that the network's smallest widths exceed, before any work.
-
-    Raises:
-        ValueError: With the lowest budget that is feasible.
-    """
-    full, lowest = int(cost(topology.full_widths())), int(cost(topology.min_widths()))
-    if lowest > int(budget * full):
-        raise ValueError(
-            f"budget={budget:g} is below what the smallest widths cost; the lowest feasible budget of this network "
-            f"is {np.ceil(1e4 * lowest / full) / 1e4:g} (for less: lower min_keep or divisor, exclude=[], "
-            f"keep_ends=false)."
-        )
-
-
 class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     """An episode prunes a network step by step until its cost is within the budget (GNN-RL, section 4).
 
@@ -51,12 +36,21 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         budget: Fraction of the cost that may stay, in (0, 1].
         evaluate: Reward of widths, [G] to a number; asked once for each.
         max_steps: Actions an episode may take.
+        full_cost: What the budget is a fraction of, where the network is pruned already; else its own cost.
 
     Raises:
         ValueError: If no widths are within the budget, with the lowest budget that is feasible.
     """
 
-    def __init__(self, topology: Topology, cost: Cost, budget: float, evaluate: Evaluate, max_steps: int = 5):
+    def __init__(
+        self,
+        topology: Topology,
+        cost: Cost,
+        budget: float,
+        evaluate: Evaluate,
+        max_steps: int = 5,
+        full_cost: int | None = None,
+    ):
         self.topology = topology
         self.cost = cost
         self.evaluate = evaluate
@@ -65,9 +59,15 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.full_widths = topology.full_widths()
         self.min_widths = topology.min_widths()
         self.divisors = torch.tensor([group.divisor for group in topology.groups])
-        check_feasible(topology, cost, budget)
-        self.full_cost = int(cost(self.full_widths))
+        self.full_cost = int(cost(self.full_widths)) if full_cost is None else full_cost
         self.allowed = int(budget * self.full_cost)
+        lowest = int(cost(self.min_widths))
+        if lowest > self.allowed:
+            raise ValueError(
+                f"budget={budget:g} is below what the smallest widths cost; the lowest feasible budget of this network "
+                f"is {np.ceil(1e4 * lowest / self.full_cost) / 1e4:g} (for less: lower min_keep or divisor, "
+                f"exclude=[], keep_ends=false)."
+            )
         size = (len(topology.groups),)
         self.observation_space = gymnasium.spaces.Box(0.0, 1.0, size, np.float32)
         self.action_space = gymnasium.spaces.Box(0.0, BELOW_ONE, size, np.float32)
@@ -86,6 +86,11 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         exact = kept * self.full_widths
         steps = (exact / self.divisors).round().long() * self.divisors
         return torch.where(kept >= 1, self.full_widths, steps.clamp(self.min_widths, self.full_widths))
+
+    def uniform(self) -> Tensor:
+        """The widths within the budget that remove the same fraction of every group, [G]."""
+        start = torch.ones_like(self._kept)
+        return self.advance(start, torch.full_like(start, BELOW_ONE), 0)[1][0]
 
     def advance(self, kept: Tensor, ratios: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """One step of a batch of episodes.

@@ -19,7 +19,7 @@ from gnnrl_lightning.search.progress import SearchProgress, SearchState
 log = logging.getLogger(__name__)
 
 _SHAPING = (
-    *("model", "data", "agent", "cost", "importance", "recovery", "budget", "weights", "seed"),
+    *("model", "data", "agent", "cost", "importance", "recovery", "budget", "plan", "weights", "seed"),
     *("exclude", "reward_images", "max_steps", "min_keep", "divisor", "keep_ends"),
 )
 """Settings that shape a search; a resumed one must have the same."""
