@@ -39,7 +39,7 @@ from gnnrl_lightning.search.run import check_resume, run_agent
 from gnnrl_lightning.topology import Topology, trace
 from gnnrl_lightning.topology.hierarchy import hierarchical_graph
 from gnnrl_lightning.topology.outline import write_layers
-from gnnrl_lightning.tracking import log_metrics, log_run, open_loggers
+from gnnrl_lightning.tracking import log_input, log_metrics, log_run, open_loggers
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +136,8 @@ def _prune(config: DictConfig) -> float:
 
     rank_zero_only(write_text)(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     with open_loggers(config, "search") as logger:
+        if earlier is not None:
+            log_input(logger, Path(str(cfg.plan)).parent, f"{spec.name}-{data.name}", earlier.about)
         if cfg.weights is None:
             train_base(original, spec, str(unpruned.program), data, cfg.base, config, logger)
         clock["search"] = time.perf_counter()

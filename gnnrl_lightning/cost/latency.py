@@ -21,8 +21,10 @@ from gnnrl_lightning.topology.closed_form import Count
 
 log = logging.getLogger(__name__)
 
-_STEPS = (1, 8, 16)
-"""Kernels compute channels in blocks: of one more channel a whole block may be paid."""
+_BLOCKS = (8, 16)
+"""Kernels compute channels in blocks: for one channel more a whole block may be paid."""
+_ALIGNED = (4, 16)
+"""Channels that are no multiple of these may be computed by slower kernels."""
 _WHOLE_WEIGHT = 16.0
 """Samples that the whole network counts for: every budget is a fraction of it."""
 _ROWS = 4096
@@ -31,9 +33,10 @@ _ROWS = 4096
 class Latency:
     """Time of a forward pass on this device, in nanoseconds: the sum of its operations'.
 
-    An operation's time is fitted to measurements as a + Σ bᵢ·cᵢ + Σ dᵢⱼ·cᵢ·cⱼ with its input and output channels c,
-    also rounded up to blocks of 8 and 16, and no coefficient below 0. Operations that are alike share one fit. The
-    table is kept in the cache, and read from there where the network, the batch and the device are the same.
+    An operation's time is fitted to measurements as a + Σ bᵢ·cᵢ + Σ dᵢⱼ·cᵢ·cⱼ. Among the c are its input and output
+    channels, the same rounded up to blocks, and the same where they are not aligned, else 0; no coefficient is below 0.
+    Operations that are alike share one fit. The table is kept in the cache, and read from there where the network, the
+    batch and the device are the same.
 
     Args:
         topology: The network's groups.
@@ -125,12 +128,17 @@ def _counts(topology: Topology, operation: str) -> list[Count]:
 
 def _features(counts: list[Tensor]) -> Tensor:
     """What a time is linear in, [N, features], of counts of channels, [N] each."""
-    blocks = [torch.stack([(count / step).ceil() * step for step in _STEPS], 1) for count in counts]
-    if not blocks:
+    if not counts:
         return torch.ones(1, 1, dtype=torch.float64)
-    one = torch.ones(len(blocks[0]), 1, dtype=torch.float64)
-    products = [(blocks[0].unsqueeze(2) * blocks[1].unsqueeze(1)).flatten(1)] if len(blocks) == 2 else []
-    return torch.cat([one, *blocks, *products], 1)
+    each = [
+        torch.stack(
+            [c, *((c / size).ceil() * size for size in _BLOCKS), *(c * (c % size != 0) for size in _ALIGNED)], 1
+        )
+        for c in counts
+    ]
+    one = torch.ones(len(counts[0]), 1, dtype=torch.float64)
+    products = [(each[0].unsqueeze(2) * each[1].unsqueeze(1)).flatten(1)] if len(each) == 2 else []
+    return torch.cat([one, *each, *products], 1)
 
 
 def _alike(topology: Topology, node: Any) -> str:
@@ -147,5 +155,13 @@ def _device_name(device: torch.device) -> str:
 
 def _digest(topology: Topology, device: torch.device, batch_size: int) -> str:
     groups = [(group.name, group.width, group.divisor) for group in topology.groups]
-    known_by = (str(topology.program), groups, batch_size, _device_name(device), torch.get_num_threads())
+    known_by = (
+        str(topology.program),
+        groups,
+        batch_size,
+        _device_name(device),
+        torch.get_num_threads(),
+        _BLOCKS,
+        _ALIGNED,
+    )
     return hashlib.sha256(repr((*known_by, torch.__version__)).encode()).hexdigest()[:12]
