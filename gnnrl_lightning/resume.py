@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 _LOADING = ("data.num_workers", "data.eval_batch_size")
@@ -32,6 +33,20 @@ class LastCheckpoint(L.Callback):
         trainer.save_checkpoint(temporary)
         if trainer.is_global_zero:
             temporary.replace(self.path)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint without running what it may hold of code.
+
+    Raises:
+        ValueError: If it is damaged, or holds more than tensors and plain values.
+    """
+    try:
+        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # of pickle, zip files and more
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
+        raise ValueError(f"{path} is no checkpoint to go on from ({reason}); delete it to start anew.") from error
+    return saved
 
 
 def settings_of(config: DictConfig, names: Iterable[str]) -> dict[str, Any]:

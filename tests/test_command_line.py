@@ -93,7 +93,7 @@ def more(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
             "logger=[csv,wandb]",
             f"hydra.run.dir={folder}/both",
             "recovery=finetune",
-            "recovery.steps=2",
+            "recovery.epochs=2",
             "export=[torch_export]",
         ],
         ["search.py", *quick, "budget=0.4", "logger=none", f"hydra.run.dir={folder}/both"],
@@ -104,7 +104,7 @@ def more(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
         ],
         [
             *("search.py", *quick, "model=module", "model.target=own_net.build", "model.kwargs={width: 6}"),
-            *("exclude=['^body[.]0[.]']", f"hydra.run.dir={folder}/own", "logger=none"),
+            *("exclude=['^body[.]0[.]']", f"hydra.run.dir={folder}/own", "logger=none", "recovery.images=null"),
         ],
         [
             *("train.py", f"plan={folder}/own/plan.json", "model=module", "model.target=own_net.build"),
@@ -219,6 +219,9 @@ BAD = {
     "unknown": ("budgte=0.5", "there is no setting budgte; do you mean budget?"),
     "option": ("agent.lrr=1", "there is no setting agent.lrr?"),
     "null": ("data=null", "data is missing"),
+    "plan of another kind": ("plan={folder}/malicious.pt", "malicious.pt is not a pruning plan"),
+    "stages": ("stages=2 finetune.max_steps=0", "stages=2 is not possible"),
+    "batch": ("cost=memory cost.batch_size=0", "cost.batch_size=0"),
     "format": ("export=[coreml]", "export=[coreml] is not known"),
 }
 

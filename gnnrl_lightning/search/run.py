@@ -4,13 +4,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from gnnrl_lightning.config import SearchConfig
 from gnnrl_lightning.fitting import build_trainer
-from gnnrl_lightning.resume import require_same, settings_of
+from gnnrl_lightning.resume import read_checkpoint, require_same, settings_of
 from gnnrl_lightning.search.agents.protocol import Agent
 from gnnrl_lightning.search.environment import PruningEnv
 from gnnrl_lightning.search.module import SearchModule
@@ -50,8 +49,7 @@ def check_resume(config: DictConfig, folder: Path) -> None:
     """Raise ValueError if the folder holds a search with other settings; before anything of it is touched."""
     checkpoint = SearchState(folder).found
     if checkpoint:
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        require_same(saved["search"]["settings"], _settings(config))
+        require_same(read_checkpoint(checkpoint)["search"]["settings"], _settings(config))
 
 
 def _settings(config: DictConfig) -> dict[str, Any]:
