@@ -15,12 +15,14 @@ from gnnrl_lightning.config import FitConfig
 from gnnrl_lightning.resume import require_same
 
 Batch = tuple[Tensor, Tensor]
+Curve = list[dict[str, float]]
+"""How a training went: {"images": training images seen, "top1": top-1 in % on the reward split} of each validation."""
 
 
 class SupervisedModule(L.LightningModule):
     """Cross-entropy, SGD with momentum, and a cosine schedule to 0 over the whole training.
 
-    Remembers the weights of the epoch that did best on the reward split: `best`.
+    Remembers how every validation on the reward split went, `curve`, and the weights of the best, `best`.
 
     Args:
         model: The network; trained in place.
@@ -50,7 +52,11 @@ class SupervisedModule(L.LightningModule):
         self.configured = configured or {}
         self.top1 = MulticlassAccuracy(num_classes, average="micro")
         self.best: dict[str, Any] | None = None
-        """Top-1 in [0, 1] and weights of the best epoch."""
+        """Top-1 in % and weights of the best validation."""
+        self.curve: Curve = []
+        """Every validation."""
+        self.images = 0
+        """Training images seen, of all ranks together."""
         self.average: AveragedModel | None = None
         if settings.ema_decay is not None:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
@@ -70,6 +76,12 @@ class SupervisedModule(L.LightningModule):
         """The network whose accuracy counts: the running average where there is one."""
         return self.average.module if self.average is not None else self.model
 
+    @property
+    def steps(self) -> int:
+        """How many steps the training has in all."""
+        most = int(self.trainer.estimated_stepping_batches)
+        return most if self.settings.max_steps < 0 else min(most, self.settings.max_steps)
+
     def forward(self, images: Tensor) -> Tensor:
         """Scores [B, num_classes] of images [B, 3, H, W]."""
         return self.model(images.to(memory_format=self.layout))
@@ -78,6 +90,10 @@ class SupervisedModule(L.LightningModule):
         """Puts the teacher where the network is."""
         for teacher in self._teacher:
             teacher.to(self.device)
+
+    def on_train_start(self) -> None:
+        """Ends a resumed training that had come to its end."""
+        self._stop_at_the_end()
 
     def on_train_epoch_start(self) -> None:
         """Seeds what is random in this epoch, so that a resumed training sees the same."""
@@ -98,9 +114,11 @@ class SupervisedModule(L.LightningModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Moves the running average."""
+        """Counts the images and moves the running average."""
+        self.images += len(batch[1]) * self.trainer.world_size
         if self.average is not None:
             self.average.update_parameters(self.model)
+        self._stop_at_the_end()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Accuracy on the reward split."""
@@ -109,15 +127,17 @@ class SupervisedModule(L.LightningModule):
         self.log(f"{self.stage}/reward_top1", self.top1, prog_bar=True, on_epoch=True)
 
     def on_validation_epoch_end(self) -> None:
-        """Remembers the best epoch; of equal ones the later."""
-        top1 = float(self.top1.compute())
+        """Remembers how it went and the best; of equal ones the later."""
+        top1 = 100 * float(self.top1.compute())
+        self.curve.append({"images": self.images, "top1": round(top1, 4)})
         if self.best is None or top1 >= self.best["top1"]:
             weights = {name: value.detach().cpu().clone() for name, value in self.evaluated.state_dict().items()}
             self.best = {"top1": top1, "weights": weights}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a resumed training needs to end as the uninterrupted one."""
-        checkpoint["fit"] = {"best": self.best, "configured": self.configured}
+        state = {"best": self.best, "curve": self.curve, "images": self.images}
+        checkpoint["fit"] = state | {"configured": self.configured}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes up a training where it was left.
@@ -125,13 +145,18 @@ class SupervisedModule(L.LightningModule):
         Raises:
             ValueError: If it was started with other settings.
         """
-        require_same(checkpoint["fit"]["configured"], self.configured)
-        self.best = checkpoint["fit"]["best"]
+        state = checkpoint["fit"]
+        require_same(state["configured"], self.configured)
+        self.best, self.curve, self.images = state["best"], state["curve"], state["images"]
 
     def configure_optimizers(self) -> Any:
         """SGD, annealed at every step."""
         of = self.settings
         optimizer = torch.optim.SGD(self.model.parameters(), of.lr, momentum=of.momentum, weight_decay=of.weight_decay)
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, self.steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _stop_at_the_end(self) -> None:
+        # Not the trainer's own max_steps: with it, a resumed training shuffles the images once more.
+        if self.trainer.global_step >= self.steps:
+            self.trainer.should_stop = True

@@ -1,6 +1,7 @@
 """Lightning from the configuration: trainers and supervised fits."""
 
 import logging
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from torch import nn
 
 from gnnrl_lightning.config import FitConfig
 from gnnrl_lightning.data import ImageDataModule
-from gnnrl_lightning.finetune import SupervisedModule
+from gnnrl_lightning.finetune import Curve, SupervisedModule
 from gnnrl_lightning.models.layout import to_fastest_layout
-from gnnrl_lightning.resume import LastCheckpoint, settings_of
+from gnnrl_lightning.resume import LastCheckpoint, read_checkpoint, settings_of
 
 log = logging.getLogger(__name__)
+
+_VALIDATIONS = 5
+"""How often a training is validated at least, if it has as many steps."""
 
 
 def build_trainer(config: DictConfig, logger: list[Logger], callbacks: list[L.Callback], **options: Any) -> L.Trainer:
@@ -49,8 +53,10 @@ def fit(
     logger: list[Logger],
     checkpoint: Path,
     teacher: nn.Module | None = None,
-) -> float:
-    """Trains a network in place, to the weights of its best epoch; goes on where an earlier run was stopped.
+) -> Curve:
+    """Trains a network in place, to the weights of its best validation; goes on where an earlier run was stopped.
+
+    It is validated after every epoch, but a training of less than five epochs in five equal parts.
 
     Args:
         model: The network.
@@ -63,7 +69,8 @@ def fit(
         teacher: The unpruned network, where `settings.distill` asks for one.
 
     Returns:
-        Top-1 in % on the reward split of the best epoch.
+        The training images seen, all ranks together, and the top-1 in % on the reward split of each validation; the
+        first of a fine-tuning is before any training, the last of all at the end.
 
     Raises:
         ValueError: If training diverged, or the checkpoint is of a training with other settings.
@@ -78,16 +85,19 @@ def fit(
         logger,
         callbacks if logger else [c for c in callbacks if not _needs_logger(c)],
         max_epochs=settings.epochs,
-        max_steps=settings.max_steps,
         enable_progress_bar=any(isinstance(each, ProgressBar) for each in callbacks),  # else Lightning adds its own
         gradient_clip_val=settings.gradient_clip,
         log_every_n_steps=10,
+        **_validations(settings, data, build_trainer(config, [], [], enable_progress_bar=False).world_size),
     )
     images = data.tensors("reward", 1)[0][:].to(next(model.parameters()).device)
     module.layout = to_fastest_layout(model, images)
     model.train()  # Lightning keeps the mode it finds, and a network fresh from its evaluation is in eval
     if last.found:
+        read_checkpoint(last.found)
         log.info("resuming from %s", last.found)
+    elif stage == "finetune":  # a base network knows nothing yet
+        trainer.validate(module, datamodule=data, verbose=False)
     trainer.fit(module, datamodule=data, ckpt_path=last.found, weights_only=True)
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
@@ -96,11 +106,23 @@ def fit(
                 f"{stage} training diverged ({name} is not finite) with {option}.lr={settings.lr}; lower {option}.lr, "
                 f"e.g. {option}.lr={settings.lr / 10:g}."
             )
-    if module.best is None or trainer.global_step % max(1, int(trainer.num_training_batches)):  # within an epoch
+    if not module.curve or module.curve[-1]["images"] < module.images:
         trainer.validate(module, datamodule=data, verbose=False)
     assert module.best is not None
     model.load_state_dict(module.best["weights"])
-    return 100 * float(module.best["top1"])
+    return module.curve
+
+
+def _validations(settings: FitConfig, data: ImageDataModule, ranks: int) -> dict[str, Any]:
+    """When to validate, as options of the trainer; none of them has it validate after every epoch."""
+    epoch = max(1, len(data.splits["train"].labels) // (data.batch_size * ranks))
+    steps = settings.epochs * epoch
+    if settings.max_steps >= 0:
+        steps = min(steps, settings.max_steps)
+    if steps >= _VALIDATIONS * epoch:
+        return {}
+    # None counts the steps through the epochs, so that the last part ends where the training ends.
+    return {"check_val_every_n_epoch": None, "val_check_interval": max(1, math.ceil(steps / _VALIDATIONS))}
 
 
 def _needs_logger(callback: L.Callback) -> bool:

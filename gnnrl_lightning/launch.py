@@ -46,7 +46,6 @@ def launch(main: Callable[[], Any]) -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts memory, is talkative
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
-    keep_freed_memory()
     sys.argv[1:] = [_deletion(argument) for argument in sys.argv[1:]]
     try:
         main()
@@ -72,6 +71,7 @@ def keep_freed_memory() -> None:
 
 def job(story: Callable[[DictConfig], float], config: DictConfig) -> float:
     """Runs one job; a job of a sweep raises, so that the others go on and the summary calls it failed."""
+    keep_freed_memory()
     # Here, because it takes seconds to import, which `--help` need not wait for.
     import lightning.pytorch  # noqa: F401  # sets up the loggers that are silenced below
     from lightning.fabric.utilities.exceptions import MisconfigurationException

@@ -56,26 +56,32 @@ class FitProgress(Bar):
 
     def __init__(self) -> None:
         super().__init__()
-        self._loss = self._top1 = ""
+        self._loss = ""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draws the bar, once the images say how many steps there are."""
         assert isinstance(pl_module, SupervisedModule)
-        self._loss = self._top1 = ""
-        total = int(trainer.estimated_stepping_batches)
-        self.begin(trainer, f"training {pl_module.stage}", "steps", total, trainer.global_step)
+        self._loss = ""
+        self.begin(trainer, f"training {pl_module.stage}", "steps", pl_module.steps, trainer.global_step)
+        self.show(trainer.global_step, self._state(pl_module))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Says how the step went."""
+        assert isinstance(pl_module, SupervisedModule)
         self._loss = f"loss {float(outputs['loss']):.3f}"
-        self.show(trainer.global_step, self._loss + self._top1)
+        self.show(trainer.global_step, self._state(pl_module))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Says how the epoch went, in the log too."""
-        assert isinstance(pl_module, SupervisedModule) and pl_module.best is not None
-        top1 = 100 * float(trainer.callback_metrics[f"{pl_module.stage}/reward_top1"])
-        self._top1 = f" · top-1 {top1:.2f} %, best {100 * pl_module.best['top1']:.2f} %"
-        self.show(trainer.global_step, self._loss + self._top1)
-        log.debug("%s: %d steps: %s%s", pl_module.stage, trainer.global_step, self._loss, self._top1)
+        """Says how it goes, in the log too."""
+        assert isinstance(pl_module, SupervisedModule)
+        self.show(trainer.global_step, self._state(pl_module))
+        log.debug("%s: %d steps: %s", pl_module.stage, trainer.global_step, self._state(pl_module))
+
+    def _state(self, module: SupervisedModule) -> str:
+        """The loss of the last step, and the last and best top-1, as far as there are any."""
+        parts = [self._loss] if self._loss else []
+        if module.best is not None:
+            parts.append(f"top-1 {module.curve[-1]['top1']:.2f} %, best {module.best['top1']:.2f} %")
+        return " · ".join(parts)

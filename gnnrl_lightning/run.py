@@ -5,14 +5,14 @@ import logging
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from torch import nn
+from torch import Tensor
 
 from gnnrl_lightning.base import train_base
 from gnnrl_lightning.config import SearchConfig, build, typed
@@ -24,7 +24,7 @@ from gnnrl_lightning.files import write_json, write_text
 from gnnrl_lightning.finetune import Curve
 from gnnrl_lightning.fitting import device_of, fit
 from gnnrl_lightning.models.factory import ModelSpec, check_model, create_model, preprocessing_of
-from gnnrl_lightning.pruning.apply import load_pruned, make_plan, planned_widths, save_pruned
+from gnnrl_lightning.pruning.apply import load_pruned, make_plan, placed, planned_widths, save_pruned
 from gnnrl_lightning.pruning.plan import PruningPlan
 from gnnrl_lightning.pruning.rewrite import rewrite
 from gnnrl_lightning.pruning.surgery import prune
@@ -35,8 +35,8 @@ from gnnrl_lightning.report.page import write_report
 from gnnrl_lightning.report.results import choice, command, durations, stages
 from gnnrl_lightning.report.tables import stage_table
 from gnnrl_lightning.search.environment import PruningEnv
-from gnnrl_lightning.search.run import check_resume, run_agent
-from gnnrl_lightning.topology import Topology, trace
+from gnnrl_lightning.search.run import check_resume, check_stage, run_agent
+from gnnrl_lightning.topology import trace
 from gnnrl_lightning.topology.hierarchy import hierarchical_graph
 from gnnrl_lightning.topology.outline import write_layers
 from gnnrl_lightning.tracking import log_input, log_metrics, log_run, open_loggers
@@ -57,12 +57,13 @@ def search(config: DictConfig) -> float:
         ValueError: If the configuration is at fault; before any training where that can be known.
     """
     cfg: SearchConfig = typed(config, SearchConfig)
+    if cfg.stages > 1 and cfg.plan is not None:
+        raise ValueError(f"stages={cfg.stages} starts from the whole network; give stages=1 with plan={cfg.plan}.")
     for number in range(1, cfg.stages):
         folder = Path(config.paths.run) / "stages" / str(number)
         part = {"budget": cfg.budget ** (number / cfg.stages), "paths": {"run": str(folder)}, "export": []}
         stage = cast(DictConfig, OmegaConf.merge(config, part))
-        check_resume(stage, folder)
-        if not (folder / "results.json").is_file():
+        if not check_stage(stage, folder):
             log.info("stage %d of %d", number, cfg.stages)
             _prune(stage)
         config = cast(DictConfig, OmegaConf.merge(config, {"plan": str(folder / "plan.json")}))
@@ -86,8 +87,13 @@ def _prune(config: DictConfig) -> float:
     original = create_model(spec, data.num_classes, data.image_size, cfg.weights)
     example = torch.zeros(1, 3, data.image_size, data.image_size)
     limits = {name: getattr(cfg, name) for name in ("divisor", "min_keep", "exclude", "keep_ends")}
-    unpruned = topology = trace(original, example, **limits)
-    model = original
+    # A forward with sizes of its own that the trace cannot show is found now, not after the search.
+    unpruned, remove = provable(original, trace(original, example, **limits))
+    model, topology = original, unpruned
+    if cfg.stages > 1 and earlier is None:  # found now, not after a stage
+        half = [range(max(1, group.width // 2)) for group in topology.groups]
+        again = trace(remove(model, topology, half), example, exclude=cfg.exclude, keep_ends=cfg.keep_ends)
+        make_plan(topology, half).then(make_plan(again, again.all_channels()))
     if earlier is not None:
         if (earlier.model or {}).get("spec") != spec.to_dict():
             raise ValueError(f"plan={cfg.plan} is not for {spec.setting}; give the network that it was made for.")
@@ -95,24 +101,19 @@ def _prune(config: DictConfig) -> float:
         topology = trace(model, example, **limits)
         planned = {group.name for group in earlier.groups}
         topology = topology.without([i for i, g in enumerate(topology.groups) if g.name not in planned], "not planned")
-    # A forward with sizes of its own that the trace cannot show is found now, not after the search.
-    topology, remove = provable(model, topology)
+        topology, remove = provable(model, topology)
+        earlier.then(make_plan(topology, topology.all_channels()))
     log.info("channels are removed by %s", "surgery" if remove is prune else "rewriting the traced graph")
-    rewritten = remove is not prune
-    if cfg.stages > 1 and earlier is None:  # now, and not after a stage
-        half = [range(max(1, group.width // 2)) for group in topology.groups]
-        again = trace(remove(model, topology, half), example, exclude=cfg.exclude, keep_ends=cfg.keep_ends)
-        make_plan(topology, half).then(make_plan(again, again.all_channels()))
+    deployed = original if remove is prune else rewrite(original, unpruned, unpruned.all_channels())
+    cost = build(config.cost, topology=unpruned, network=deployed, device=device)
+    full_cost = int(cost(unpruned.full_widths()))
 
-    def cost_of(network: nn.Module, of: Topology) -> Any:
-        network = rewrite(network, of, of.all_channels()) if rewritten else network
-        return build(config.cost, topology=of, network=network, device=device)
+    def cost_of(widths: Tensor) -> Tensor:
+        return cost(placed(topology, widths, unpruned))
 
-    cost = cost_of(model, topology)
-    full_cost = int((cost if earlier is None else cost_of(original, unpruned))(unpruned.full_widths()))
     recovery = build(config.recovery)
-    env = PruningEnv(topology, cost, cfg.budget, lambda widths: evaluator(widths), cfg.max_steps, full_cost)
-    if cost(topology.full_widths()) <= env.allowed and earlier is not None:
+    env = PruningEnv(topology, cost_of, cfg.budget, lambda widths: evaluator(widths), cfg.max_steps, full_cost)
+    if earlier is not None and cost_of(topology.full_widths()) <= env.allowed:
         raise ValueError(f"plan={cfg.plan} is within budget={cfg.budget:g} already; give a lower budget.")
     log.info(
         "budget %.2f: %s of %s %s; %d groups, %d channels",
@@ -203,8 +204,10 @@ def _prune(config: DictConfig) -> float:
                 "layout": "channels last" if evaluator.layout == torch.channels_last else "contiguous",
                 "weight_bytes": {"original": weight_bytes(original), "pruned": weight_bytes(pruned)},
                 "allowed": {"cost": env.allowed, "fraction": cfg.budget},
-                "cost_values": {"original": full_cost, "used": int(cost(widths))},
-                "budget_check": budget_check(cost, [full_cost, int(cost(widths))], [original, pruned], example, device),
+                "cost_values": {"original": full_cost, "used": int(cost_of(widths))},
+                "budget_check": budget_check(
+                    cost, [full_cost, int(cost_of(widths))], [deployed, pruned], example, device
+                ),
                 "levels": {"uniform": env.reward(env.uniform())},
                 "export": exported,
                 "reward": {"best_seen": module.best["reward"], "whole_split": whole},

@@ -18,6 +18,7 @@ from gnnrl_lightning.data import Preprocessing
 from gnnrl_lightning.evaluation.measure import test_top1
 from gnnrl_lightning.export import check_formats, check_saved, export
 from gnnrl_lightning.files import write_json
+from gnnrl_lightning.finetune import Curve
 from gnnrl_lightning.fitting import device_of, fit
 from gnnrl_lightning.models.factory import ModelSpec, check_model, create_model, preprocessing_of
 from gnnrl_lightning.pruning.apply import load_pruned, save_pruned
@@ -26,7 +27,7 @@ from gnnrl_lightning.report.card import write_card
 from gnnrl_lightning.report.results import command
 from gnnrl_lightning.report.tables import top1_table
 from gnnrl_lightning.run import data_of, loading
-from gnnrl_lightning.tracking import log_metrics, log_run, open_loggers
+from gnnrl_lightning.tracking import log_input, log_metrics, log_run, open_loggers
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +79,11 @@ def train(config: DictConfig) -> float:
     stage = cfg.stage or ("finetune" if plan else "base")
     networks = {"before": copy.deepcopy(model), "after": model} if stage != "evaluate" else {"after": model}
     with open_loggers(config, stage) as logger:
+        if plan is not None:
+            log_input(logger, Path(str(cfg.plan)).parent, f"{spec.name}-{data.name}", plan.about)
+        curve: Curve = []
         if stage != "evaluate":
-            fit(model, data, cfg.fit, stage, config, logger, folder / "checkpoints" / "last.ckpt", teacher)
+            curve = fit(model, data, cfg.fit, stage, config, logger, folder / "checkpoints" / "last.ckpt", teacher)
         # The test split is read here alone, after all choices.
         top1 = {
             name: {
@@ -98,9 +102,9 @@ def train(config: DictConfig) -> float:
             write_card(folder, plan, model, {name: of["test"] for name, of in top1.items()}, exported)
         elif stage == "base":
             save_weights(folder / f"{spec.name}.safetensors", model)
-        rank_zero_only(write_json)(folder / "results.json", results | {"export": exported})
-        if plan is not None:
-            log_run(logger, folder, f"{spec.name}-{data.name}", [{"finetune": "fine-tuned"}.get(stage, stage)])
+        rank_zero_only(write_json)(folder / "results.json", results | {"recovery_curve": curve, "export": exported})
+        if stage == "finetune":
+            log_run(logger, folder, f"{spec.name}-{data.name}-fine-tuned")
     rank_zero_only(Console().print)(top1_table(results))
     if plan is not None:
         log.info("the network: %s", loading(spec, folder))

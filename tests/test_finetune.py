@@ -53,7 +53,7 @@ def fitted(module: SupervisedModule, loader: DataLoader, callback: L.Callback, *
 def trained(loader: DataLoader, **limits: int) -> tuple[L.Trainer, Watch]:
     torch.manual_seed(0)
     watch = Watch()
-    settings = FitConfig(epochs=1, lr=0.1, weight_decay=1e-4)
+    settings = FitConfig(epochs=1, max_steps=limits.pop("max_steps", -1), lr=0.1, weight_decay=1e-4)
     return fitted(SupervisedModule(resnet_cifar(8, 3), 3, "finetune", settings), loader, watch, **limits), watch
 
 
@@ -84,9 +84,9 @@ def test_accuracy_is_over_all_images(loader: DataLoader) -> None:
 
 def test_the_bar_counts_all_steps_and_keeps_the_best(loader: DataLoader, caplog: pytest.LogCaptureFixture) -> None:
     bar = FitProgress()
-    module = SupervisedModule(resnet_cifar(8, 3), 3, "finetune", FitConfig(epochs=1, lr=0.05))
+    module = SupervisedModule(resnet_cifar(8, 3), 3, "finetune", FitConfig(epochs=1, max_steps=9, lr=0.05))
     with caplog.at_level("DEBUG", "gnnrl_lightning.progress"):
-        fitted(module, loader, bar, max_epochs=100, max_steps=9)
+        fitted(module, loader, bar, max_epochs=100)
     assert bar._bar is not None and bar._bar.finished
     task = bar._bar.tasks[0]
     assert (task.completed, task.total) == (9, 9)
@@ -169,6 +169,7 @@ def test_the_weights_of_the_best_epoch_are_kept(loader: DataLoader) -> None:
 
     fitted(module, loader, Epochs(), max_epochs=6)
     best = max(range(6), key=lambda epoch: (seen[epoch][0], epoch))
-    assert module.best is not None and module.best["top1"] == pytest.approx(seen[best][0])
+    assert module.best is not None and module.best["top1"] == pytest.approx(100 * seen[best][0])
+    assert [point["top1"] for point in module.curve] == pytest.approx([100 * top1 for top1, _ in seen], abs=1e-4)
     assert torch.equal(module.best["weights"]["conv1.weight"], seen[best][1])
     assert best < 5

@@ -1,4 +1,5 @@
 import csv
+import json
 import time
 from pathlib import Path
 
@@ -14,6 +15,11 @@ def history(folder: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="") as file:
         return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def curve_of(folder: Path) -> list[dict[str, float]]:
+    curve: list[dict[str, float]] = json.loads((folder / "results.json").read_text())["recovery_curve"]
+    return curve
 
 
 def test_a_killed_search_ends_as_the_uninterrupted_one(
@@ -62,6 +68,10 @@ def test_a_killed_training_ends_as_the_uninterrupted_one(tmp_path: Path) -> None
     assert resumed.code == 0 and "resuming from" in resumed.out, resumed.err
     name = "mobilenet_v2.safetensors"
     assert (folder / name).read_bytes() == (whole / name).read_bytes()
+    curve = curve_of(folder)
+    assert curve == curve_of(whole)
+    # An epoch is seven steps, so that none ends with a validation but the last.
+    assert [point["images"] for point in curve] == [128 * steps for steps in (5, 10, 15, 20, 21)]
 
 
 @pytest.mark.slow
@@ -71,3 +81,4 @@ def test_a_search_on_two_ranks(tiny: list[str], tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.err
     assert len(history(tmp_path / "run")) == 7
     assert (tmp_path / "run" / "report.html").is_file()
+    assert [point["images"] for point in curve_of(tmp_path / "run")] == [0, 2 * 128]

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import logging
+import platform
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ _ALIGNED = (4, 16)
 _WHOLE_WEIGHT = 16.0
 """Samples that the whole network counts for: every budget is a fraction of it."""
 _ROWS = 4096
+_PATIENCE = 3600.0
+"""Seconds that ranks wait for the table."""
 
 
 class Latency:
@@ -61,9 +65,8 @@ class Latency:
             images = torch.zeros(batch_size, *topology.program.example_shape[1:], device=device)
             log.info("measuring what each operation takes on %s, once: %s", _device_name(device), path)
             write_json(path, _table(topology, measure(topology, network, images), device))
-        while not path.is_file():  # the other ranks wait for the first
-            time.sleep(0.5)
-        table = json.loads(path.read_text(encoding="utf-8"))
+        _wait_for(path)
+        table = _read(path, topology)
         self._fixed = 1e6 * table["between_ms"]
         # Operations on the same channels are one: their coefficients add up.
         sums: dict[str, tuple[list[Count], np.ndarray]] = {}
@@ -103,7 +106,7 @@ def _table(topology: Topology, times: Times, device: torch.device) -> dict[str, 
         x, y = torch.cat(rows).numpy(), 1e3 * torch.cat([times.seconds[:, column] for column in alike]).numpy()
         # Errors of large times may be larger, though not in proportion: the sum is what counts.
         scale = np.sqrt(weights.repeat(len(alike)).numpy() / np.maximum(y, 1e-4))
-        size = x.max(0)
+        size = np.where(x.max(0) > 0, x.max(0), 1)  # a feature that no sample has gets no share
         fit = nnls(x / size * scale[:, None], y * scale)[0] / size
         fits.update(dict.fromkeys(alike, fit.tolist()))
     return {
@@ -149,19 +152,39 @@ def _alike(topology: Topology, node: Any) -> str:
     return repr((str(node.target), shapes, settings, node.kwargs, wide))
 
 
+def _wait_for(path: Path) -> None:
+    """Ranks but the first wait for its table."""
+    started = time.monotonic()
+    while not path.is_file():
+        if time.monotonic() - started > _PATIENCE:
+            raise ValueError(f"{path} does not appear; paths.cache={path.parent} must be one folder for all ranks.")
+        time.sleep(0.5)
+
+
+def _read(path: Path, topology: Topology) -> dict[str, Any]:
+    try:
+        table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        float(table["between_ms"])
+        for row in table["operations"]:
+            counts = [torch.ones(1, dtype=torch.float64)] * len(_counts(topology, row["name"]))
+            if len(row["coefficients"]) != _features(counts).shape[1]:
+                raise ValueError(f"{row['name']} has {len(row['coefficients'])} coefficients")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no table of operations ({error}); delete it to measure anew.") from error
+    return table
+
+
 def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}"
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    models = re.findall(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE) if info.is_file() else []
+    return f"{models[0] if models else platform.processor()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def _digest(topology: Topology, device: torch.device, batch_size: int) -> str:
     groups = [(group.name, group.width, group.divisor) for group in topology.groups]
-    known_by = (
-        str(topology.program),
-        groups,
-        batch_size,
-        _device_name(device),
-        torch.get_num_threads(),
-        _BLOCKS,
-        _ALIGNED,
-    )
-    return hashlib.sha256(repr((*known_by, torch.__version__)).encode()).hexdigest()[:12]
+    machine = (_device_name(device), torch.get_num_threads(), torch.__version__)
+    shape = (batch_size, *topology.program.example_shape[1:])
+    known_by = (str(topology.program), groups, shape, machine, _BLOCKS, _ALIGNED)
+    return hashlib.sha256(repr(known_by).encode()).hexdigest()[:12]

@@ -37,7 +37,7 @@ class Times:
     between: float
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure(topology: Topology, network: nn.Module, images: Tensor) -> Times:
     """Measures the operations of the whole network and of 31 pruned ones.
 

@@ -16,8 +16,8 @@ from gnnrl_lightning.topology import Topology
 class Recovery(Protocol):
     """What a pruned network may do before its reward is taken; see `recovery.py`."""
 
-    images: int
-    """How many training images it needs."""
+    images: int | None
+    """How many training images it needs; None: all."""
 
     def __call__(self, model: nn.Module, images: HeldImages, labels: Tensor) -> None:
         """Recovers the network in place."""

@@ -1,13 +1,13 @@
 """Recovery: what a pruned network may do before its reward is taken. Called with training images, never others."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnnrl_lightning.config import require_number, require_whole
 from gnnrl_lightning.data.preprocessing import HeldImages
+
+_CALIBRATION = 2048  # images that do to re-estimate BatchNorm statistics before a training
 
 
 def recalibrate(model: nn.Module, images: HeldImages, batch_size: int) -> None:
@@ -50,7 +50,7 @@ def recalibrate(model: nn.Module, images: HeldImages, batch_size: int) -> None:
 class NoRecovery:
     """The reward is taken straight after pruning."""
 
-    images = 0
+    images: int | None = 0
 
     def __call__(self, model: nn.Module, images: HeldImages, labels: Tensor) -> None:
         """Does nothing."""
@@ -60,14 +60,14 @@ class BatchNormRecovery:
     """Re-estimates BatchNorm statistics, see `recalibrate`.
 
     Args:
-        images: How many training images, at least 2.
+        images: How many training images, at least 2; None: all.
         batch_size: Images a forward pass, at least 2.
 
     Raises:
         ValueError: If a value is out of range.
     """
 
-    def __init__(self, images: int, batch_size: int):
+    def __init__(self, images: int | None, batch_size: int):
         _check_images(images, batch_size)
         self.images = images
         self.batch_size = batch_size
@@ -78,49 +78,51 @@ class BatchNormRecovery:
 
 
 class FinetuneRecovery:
-    """A few steps of SGD on training images, after BatchNorm was recalibrated.
+    """SGD on training images, after BatchNorm was recalibrated.
 
-    The paper gives MobileNets on ImageNet one epoch before each reward.
+    The paper gives MobileNets on ImageNet one epoch of all training images before each reward.
 
     Args:
-        images: How many training images to draw batches from, at least 2.
+        images: How many training images an epoch is of, at least 2; None: all.
         batch_size: Images a step, at least 2.
-        steps: Number of SGD steps, at least 1.
+        epochs: Passes over these images, above 0; a part of one is rounded to whole steps, and at least one is made.
         lr: Learning rate above 0, constant.
 
     Raises:
         ValueError: If a value is out of range.
     """
 
-    def __init__(self, images: int, batch_size: int, steps: int, lr: float):
+    def __init__(self, images: int | None, batch_size: int, epochs: float, lr: float):
         _check_images(images, batch_size)
-        require_whole("recovery.steps", steps, 1)
+        require_number("recovery.epochs", epochs, above=0)
         require_number("recovery.lr", lr, above=0)
         self.images = images
         self.batch_size = batch_size
-        self.steps = steps
+        self.epochs = epochs
         self.lr = lr
 
     def __call__(self, model: nn.Module, images: HeldImages, labels: Tensor) -> None:
         """Trains the network in place; the same network and images give the same result."""
-        recalibrate(model, images, self.batch_size)
+        # Training goes on to move the statistics: all images would make an epoch a third dearer and change nothing.
+        recalibrate(model, HeldImages(images.pixels[:_CALIBRATION], images.preprocessing), self.batch_size)
         modes = _modes(model)
         model.train()
         optimizer = torch.optim.SGD(model.parameters(), self.lr, momentum=0.9, weight_decay=4e-5)
-        order = _batches(len(images), self.batch_size, self.steps)
         # Dropout inside the network would draw from the global generator: fork it, so that a reward has one value.
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        device = images.pixels.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
             torch.manual_seed(0)
-            for batch in order:
+            for batch in _batches(len(images), self.batch_size, self.epochs):
                 optimizer.zero_grad()
                 F.cross_entropy(model(images[batch]), labels[batch]).backward()
                 optimizer.step()
         _restore(modes)
 
 
-def _check_images(images: int, batch_size: int) -> None:
+def _check_images(images: int | None, batch_size: int) -> None:
     """BatchNorm needs two images: one has no variance."""
-    require_whole("recovery.images", images, 2)
+    if images is not None:
+        require_whole("recovery.images", images, 2)
     require_whole("recovery.batch_size", batch_size, 2)
 
 
@@ -133,10 +135,13 @@ def _restore(modes: list[tuple[nn.Module, bool]]) -> None:
         module.training = training
 
 
-def _batches(images: int, batch_size: int, steps: int) -> list[Any]:
+def _batches(images: int, batch_size: int, epochs: float) -> list[Tensor]:
+    """The rows of every step, in a new order each epoch, whose last images are left out if they fill no batch."""
+    size = min(batch_size, images)
+    whole = images // size
+    steps = max(1, round(epochs * whole))
     generator = torch.Generator().manual_seed(0)
     batches: list[Tensor] = []
     while len(batches) < steps:
-        order = torch.randperm(images, generator=generator)
-        batches += [batch for batch in order.split(batch_size) if len(batch) == min(batch_size, images)]
+        batches += torch.randperm(images, generator=generator)[: whole * size].split(size)
     return batches[:steps]

@@ -81,6 +81,16 @@ def planned_widths(topology: Topology, plan: PruningPlan) -> Tensor:
     return torch.tensor([planned.get(group.name, group.width) for group in topology.groups])
 
 
+def placed(small: Topology, widths: Tensor, whole: Topology) -> Tensor:
+    """Widths [..., G] of a pruned network's groups among those of the whole one; the others are whole there."""
+    if small is whole:
+        return widths
+    place = {group.name: index for index, group in enumerate(whole.groups)}
+    result = whole.full_widths().expand(*widths.shape[:-1], -1).clone()
+    result[..., [place[group.name] for group in small.groups]] = widths
+    return result
+
+
 def save_pruned(folder: Path | str, small: nn.Module, plan: PruningPlan) -> None:
     """Writes `pruned.safetensors` and `plan.json`; `load_pruned` reads them back."""
     folder = Path(folder)

@@ -63,11 +63,15 @@ class PruningPlan:
         Raises:
             ValueError: If the pruned network no longer has the same groups.
         """
-        if [group.name for group in self.groups] != [group.name for group in second.groups]:
-            lost = sorted({group.name for group in self.groups} ^ {group.name for group in second.groups})
+        mine, others = (
+            {(g.name, width) for g, width in of}
+            for of in ([(g, len(g.kept)) for g in self.groups], [(g, g.width) for g in second.groups])
+        )
+        if mine != others:
+            lost = sorted({name for name, _ in mine ^ others})
             raise ValueError(
                 f"the pruned network has other groups than the original ({', '.join(lost[:3])}), as one that shuffles "
-                f"channels does: it cannot be pruned again; prune in one stage, stages=1."
+                f"channels has, or other settings of exclude and keep_ends: prune in one stage, stages=1 without plan=."
             )
         groups = tuple(
             GroupPlan(first.name, first.width, tuple(first.kept[index] for index in then.kept))
@@ -102,6 +106,9 @@ class PruningPlan:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"plan={path} is not a pruning plan: {reason}.") from error
+        for name, value in (("model", plan.model), ("data", plan.data), ("about", plan.about)):
+            if not isinstance(value, dict | None) or (name == "about" and value is None):
+                raise ValueError(f"plan={path} is not a pruning plan: {name} is {type(value).__name__}.")
         if not shape or min(shape) < 1:
             raise ValueError(
                 f"plan={path}: input_shape {list(shape)} must be the shape of a batch, e.g. [1, 3, 32, 32]."

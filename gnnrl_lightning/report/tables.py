@@ -123,7 +123,9 @@ def sweep_rows(folder: Path) -> list[dict[str, Any]]:
 
     A job without results.json gets `status` "failed" and those settings that its command line named.
     """
-    jobs = {path.parent for path in folder.rglob("results.json")}
+    # A job's own stages are no jobs.
+    found = (path for path in folder.rglob("results.json") if "stages" not in path.relative_to(folder).parts)
+    jobs = {path.parent for path in found}
     jobs |= {path.parent.parent for path in folder.rglob(".hydra/overrides.yaml")}
     return [_sweep_row(job, folder) for job in sorted(jobs, key=_natural)]
 

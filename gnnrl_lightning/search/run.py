@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from gnnrl_lightning.config import SearchConfig
 from gnnrl_lightning.fitting import build_trainer
@@ -43,6 +43,21 @@ def run_agent(
         log.info("resuming from %s", state.found)
     trainer.fit(module, ckpt_path=state.found, weights_only=True)
     return module
+
+
+def check_stage(config: DictConfig, folder: Path) -> bool:
+    """Whether a stage has ended.
+
+    Raises:
+        ValueError: If it was with other settings.
+    """
+    if not (folder / "results.json").is_file():
+        return False
+    names = [*_SHAPING, "episodes", "finalists", "finetune", *(["base"] if config.weights is None else [])]
+    then = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(then, DictConfig)
+    require_same(settings_of(then, names), settings_of(config, names))
+    return True
 
 
 def check_resume(config: DictConfig, folder: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_table_is_measured_once_for_a_network_a_batch_and_a_device(
     table = json.loads(next(tmp_path.glob("*.json")).read_text())
     assert sum("conv2d" in row["where"] for row in table["operations"]) == 19
     assert all(row["ms"] > 0 for row in table["operations"])
-    # Fewer channels are never predicted to take longer: no coefficient is below 0.
+    # Noise is never taken for a gain.
     assert all(value >= 0 for row in table["operations"] for value in row["coefficients"])
     assert int(first(topology.min_widths())) < int(first(topology.full_widths()))
 

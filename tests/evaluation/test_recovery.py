@@ -1,12 +1,15 @@
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from gnnrl_lightning.data import IMAGENET, HeldImages
+from gnnrl_lightning.config import build
+from gnnrl_lightning.data import IMAGENET, HeldImages, Preprocessing
 from gnnrl_lightning.evaluation.recovery import BatchNormRecovery, FinetuneRecovery, NoRecovery, recalibrate
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
 
@@ -69,10 +72,12 @@ def test_statistics_stay_where_they_cannot_be_estimated(network: nn.Module, imag
         ({"images": "abc"}, r"recovery\.images=abc must be a whole number of at least 2\."),
         ({"images": 1}, r"recovery\.images=1 must be a whole number of at least 2\."),
         ({"images": 2.5}, r"recovery\.images=2\.5 must"),
-        ({"images": None}, r"recovery\.images=None must"),
         ({"batch_size": 1}, r"recovery\.batch_size=1 must be a whole number of at least 2\."),
         ({"batch_size": True}, r"recovery\.batch_size=True must"),
-        ({"steps": 0}, r"recovery\.steps=0 must be a whole number of at least 1\."),
+        ({"epochs": 0}, r"recovery\.epochs=0 must be a number above 0\."),
+        ({"epochs": None}, r"recovery\.epochs=None must be a number above 0\."),
+        ({"epochs": True}, r"recovery\.epochs=True must"),
+        ({"epochs": float("inf")}, r"recovery\.epochs=inf must"),
         ({"lr": 0}, r"recovery\.lr=0 must be a number above 0\."),
         ({"lr": "abc"}, r"recovery\.lr=abc must be a number above 0\."),
         ({"lr": float("nan")}, r"recovery\.lr=nan must"),
@@ -80,7 +85,7 @@ def test_statistics_stay_where_they_cannot_be_estimated(network: nn.Module, imag
     ],
 )
 def test_wrong_settings_are_named(changes: dict[str, Any], said: str) -> None:
-    settings: dict[str, Any] = {"images": 24, "batch_size": 8, "steps": 6, "lr": 0.05}
+    settings: dict[str, Any] = {"images": 24, "batch_size": 8, "epochs": 2, "lr": 0.05}
     with pytest.raises(ValueError, match=said):
         FinetuneRecovery(**{**settings, **changes})
     if changes.keys() <= {"images", "batch_size"}:
@@ -124,7 +129,7 @@ def test_finetuning_lowers_the_loss_and_repeats(network: nn.Module) -> None:
     network = nn.Sequential(network, nn.Dropout(0.2)).eval()
     twin = copy.deepcopy(network)
     before = weights(network)
-    recovery = FinetuneRecovery(images=24, batch_size=8, steps=6, lr=0.05)
+    recovery = FinetuneRecovery(images=24, batch_size=8, epochs=2, lr=0.05)
     recalibrated = copy.deepcopy(network)
     recalibrate(recalibrated, IMAGES, 8)
     recovery(network, IMAGES, LABELS)
@@ -141,5 +146,88 @@ def test_finetuning_lowers_the_loss_and_repeats(network: nn.Module) -> None:
 
 def test_finetuning_on_fewer_images_than_a_batch(network: nn.Module) -> None:
     before = weights(network)
-    FinetuneRecovery(images=5, batch_size=8, steps=3, lr=0.01)(network, first(5), LABELS[:5])
+    FinetuneRecovery(images=5, batch_size=8, epochs=3, lr=0.01)(network, first(5), LABELS[:5])
     assert not equal(weights(network), before)
+
+
+class Noting(nn.Module):
+    """A linear layer that notes the first pixel of every image that it is trained on: their numbers, in `NUMBERED`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3 * 4, 4)
+        self.steps: list[list[int]] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert torch.is_grad_enabled() and self.training
+        self.steps.append([round(float(pixel)) for pixel in images[:, 0, 0, 0]])
+        return self.linear(images.flatten(1))
+
+
+def numbered(count: int) -> HeldImages:
+    plain = Preprocessing(mean=(0, 0, 0), std=(1 / 255,) * 3, crop=2, resize=2, interpolation="bilinear")
+    return HeldImages(torch.arange(count).byte().view(-1, 1, 1, 1).expand(-1, 3, 2, 2).clone(), plain)
+
+
+@pytest.mark.parametrize(("images", "batch_size", "left"), [(24, 8, 0), (21, 8, 5), (5, 8, 0)])
+def test_an_epoch_sees_every_image_once_but_those_that_fill_no_batch(images: int, batch_size: int, left: int) -> None:
+    model = Noting()
+    FinetuneRecovery(images, batch_size, epochs=2, lr=0.01)(model, numbered(images), LABELS[:images])
+    assert {len(step) for step in model.steps} == {min(batch_size, images)}
+    half = len(model.steps) // 2
+    epochs = [[row for step in steps for row in step] for steps in (model.steps[:half], model.steps[half:])]
+    for seen in epochs:
+        assert len(seen) == images - left and len(set(seen)) == len(seen)
+    assert epochs[0] != epochs[1]  # shuffled anew, so that others are left out
+    if left:
+        assert set(epochs[0]) != set(epochs[1])
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(0.5, 2), (1, 4), (1.5, 6), (0.01, 1)])
+def test_a_part_of_an_epoch_is_whole_steps(epochs: float, steps: int) -> None:
+    model, whole = Noting(), Noting()
+    FinetuneRecovery(24, 6, epochs, lr=0.01)(model, numbered(24), LABELS)
+    FinetuneRecovery(24, 6, 2, lr=0.01)(whole, numbered(24), LABELS)
+    assert len(model.steps) == steps and model.steps == whole.steps[:steps]
+
+
+def test_the_default_is_one_epoch_of_2048_images() -> None:
+    """About as dear as 16 steps of 128 images."""
+    config = OmegaConf.load(Path(__file__).parents[2] / "conf" / "recovery" / "finetune.yaml")
+    model = Noting()
+    build(config)(model, HeldImages(torch.zeros(2048, 3, 2, 2).byte(), IMAGENET), torch.zeros(2048).long())
+    assert [len(step) for step in model.steps] == [128] * 16
+
+
+def test_accuracy_rises(network: nn.Module) -> None:
+    """Images whose class is the colour channel that is brightest."""
+    labels = torch.arange(96) % 3
+    pixels = torch.randint(100, (96, 3, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
+    pixels[torch.arange(96), labels] += 100
+    images = HeldImages(pixels, IMAGENET)
+
+    def top1(model: nn.Module) -> float:
+        with torch.no_grad():
+            return float((model(images[:]).argmax(1) == labels).float().mean())
+
+    recalibrated = copy.deepcopy(network)
+    recalibrate(recalibrated, images, 16)
+    FinetuneRecovery(images=96, batch_size=16, epochs=3, lr=0.05)(network, images, labels)
+    assert top1(network) > 0.9 > top1(recalibrated) + 0.2
+
+
+def test_few_images_do_to_recalibrate_before_a_training(monkeypatch: pytest.MonkeyPatch, network: nn.Module) -> None:
+    monkeypatch.setattr("gnnrl_lightning.evaluation.recovery._CALIBRATION", 16)
+    seen: list[int] = []
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    FinetuneRecovery(images=24, batch_size=8, epochs=1, lr=0.01)(network, IMAGES, LABELS)
+    assert seen == [8, 8, 8, 8, 8]  # two of them to recalibrate
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_generator_of_a_gpu_is_left_alone(network: nn.Module) -> None:
+    gpu = torch.device("cuda", 0)
+    state = torch.cuda.get_rng_state(gpu)
+    model = nn.Sequential(network, nn.Dropout(0.2)).to(gpu)
+    FinetuneRecovery(images=24, batch_size=8, epochs=1, lr=0.01)(model, IMAGES.to(gpu), LABELS.to(gpu))
+    assert torch.equal(torch.cuda.get_rng_state(gpu), state)
