@@ -14,6 +14,7 @@ from torch import nn
 import gnnrl_lightning as gl
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
 from gnnrl_lightning.pruning.plan import GroupPlan, PruningPlan
+from gnnrl_lightning.report.tables import sweep_rows
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -74,13 +75,23 @@ def test_stages_meet_the_budget_of_the_original(tiny: list[str], tmp_path: Path)
     again = run("search.py", short, tmp_path)
     assert again.code == 0, again.err
     assert (folder / "stages" / "1" / "history.csv").stat().st_mtime_ns == history
-    other = run("search.py", [*short, "seed=1"], tmp_path)
-    assert other.code == 1
-    assert "resume with the same settings" in other.err
+    for changed in ("seed=1", "finetune.lr=0.5"):
+        other = run("search.py", [*short, changed], tmp_path)
+        assert other.code == 1
+        assert "resume with the same settings" in other.err and changed.partition("=")[0] in other.err
+    assert [row["folder"] for row in sweep_rows(folder.parent)] == ["run"]
 
     within = run("search.py", [*tiny, "budget=0.9", f"plan={folder / 'plan.json'}"], tmp_path)
     assert within.code == 1
     assert "is within budget=0.9 already" in within.err
+    both = run("search.py", [*tiny, "budget=0.1", "stages=2", f"plan={folder / 'plan.json'}"], tmp_path)
+    assert both.code == 1
+    assert "stages=1 with plan=" in both.err
+    excluded = run(
+        "search.py", [*tiny, "budget=0.1", 'exclude=["^conv1[.]"]', f"plan={folder / 'plan.json'}"], tmp_path
+    )
+    assert excluded.code == 1
+    assert "(conv1)" in excluded.err and "exclude" in excluded.err
     shuffled = run("search.py", [*tiny, "model=shufflenet_v2", "budget=0.25", "stages=2"], tmp_path)
     assert shuffled.code == 1
     assert "stages=1" in shuffled.err

@@ -80,6 +80,28 @@ def test_a_table_is_measured_once_for_a_network_a_batch_and_a_device(
     assert int(first(topology.min_widths())) < int(first(topology.full_widths()))
 
 
+def test_the_network_can_still_be_trained_and_widths_need_not_vary(tmp_path: Path) -> None:
+    model = resnet_cifar(20, 10)
+    topology = trace(model, torch.zeros(1, 3, 8, 8), divisor=16)  # no sample has a width that is not aligned
+    cost = Latency(topology, model, CPU, 1, str(tmp_path))
+    assert 0 < int(cost(topology.min_widths())) < int(cost(topology.full_widths()))
+    model.train()(torch.zeros(2, 3, 8, 8)).sum().backward()
+    trace(model, torch.zeros(1, 3, 8, 8))
+
+
+def test_other_images_have_another_table_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    model = resnet_cifar(20, 10)
+    for side in (8, 12):
+        Latency(trace(model, torch.zeros(1, 3, side, side)), model, CPU, 1, str(tmp_path))
+    tables = list(tmp_path.glob("*.json"))
+    assert len(tables) == 2
+    for content in ("", "{}", '{"between_ms": 1, "operations": [{"name": "conv2d", "coefficients": [1]}]}'):
+        for table in tables:
+            table.write_text(content)
+        with pytest.raises(ValueError, match=r"latency-\w+[.]json is no table of operations .* delete it"):
+            Latency(trace(model, torch.zeros(1, 3, 8, 8)), model, CPU, 1, str(tmp_path))
+
+
 @pytest.mark.slow
 def test_the_prediction_is_what_is_measured(tmp_path: Path) -> None:
     model = resnet_cifar(56, 10).eval()
