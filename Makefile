@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: install search test test-slow lint bench coverage
+.PHONY: install search test test-slow lint bench bench-costs coverage
 
 install: $(INSTALLED)
 
@@ -30,6 +30,9 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/speed.py
+
+bench-costs: $(INSTALLED)
+	$(BIN)/python benchmarks/costs.py
 
 coverage: $(INSTALLED)
 	$(BIN)/python -m pip install --editable '.[coverage]'

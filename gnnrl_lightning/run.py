@@ -1,6 +1,5 @@
 """The story of search.py: from a trained network to a smaller one, measured and reported."""
 
-import copy
 import logging
 import time
 from dataclasses import asdict, replace
@@ -24,11 +23,11 @@ from gnnrl_lightning.files import write_json, write_text
 from gnnrl_lightning.finetune import Curve
 from gnnrl_lightning.fitting import device_of, fit
 from gnnrl_lightning.models.factory import ModelSpec, check_model, create_model, preprocessing_of
-from gnnrl_lightning.pruning.apply import load_pruned, make_plan, placed, planned_widths, save_pruned
+from gnnrl_lightning.pruning.apply import make_plan, placed, planned_widths, save_pruned
 from gnnrl_lightning.pruning.plan import PruningPlan
 from gnnrl_lightning.pruning.rewrite import rewrite
 from gnnrl_lightning.pruning.surgery import prune
-from gnnrl_lightning.pruning.verify import provable, verified
+from gnnrl_lightning.pruning.verify import verified
 from gnnrl_lightning.report.card import write_card
 from gnnrl_lightning.report.numbers import millions
 from gnnrl_lightning.report.page import write_report
@@ -36,7 +35,7 @@ from gnnrl_lightning.report.results import choice, command, durations, stages
 from gnnrl_lightning.report.tables import stage_table
 from gnnrl_lightning.search.environment import PruningEnv
 from gnnrl_lightning.search.run import check_resume, check_stage, run_agent
-from gnnrl_lightning.topology import trace
+from gnnrl_lightning.start import starting_point
 from gnnrl_lightning.topology.hierarchy import hierarchical_graph
 from gnnrl_lightning.topology.outline import write_layers
 from gnnrl_lightning.tracking import log_input, log_metrics, log_run, open_loggers
@@ -78,7 +77,7 @@ def _prune(config: DictConfig) -> float:
     check_formats(cfg.export)
     spec = ModelSpec.from_config(config.model)
     check_model(spec, config.data.num_classes, cfg.weights)
-    earlier = PruningPlan.load(Path(cfg.plan)) if cfg.plan else None
+    earlier = PruningPlan.load(Path(cfg.plan)) if cfg.plan else None  # before anything is downloaded
     data = data_of(config, preprocessing_of(spec, cfg.weights))
     data.prepare_data()
     data.setup()
@@ -86,23 +85,8 @@ def _prune(config: DictConfig) -> float:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     original = create_model(spec, data.num_classes, data.image_size, cfg.weights)
     example = torch.zeros(1, 3, data.image_size, data.image_size)
-    limits = {name: getattr(cfg, name) for name in ("divisor", "min_keep", "exclude", "keep_ends")}
-    # A forward with sizes of its own that the trace cannot show is found now, not after the search.
-    unpruned, remove = provable(original, trace(original, example, **limits))
-    model, topology = original, unpruned
-    if cfg.stages > 1 and earlier is None:  # found now, not after a stage
-        half = [range(max(1, group.width // 2)) for group in topology.groups]
-        again = trace(remove(model, topology, half), example, exclude=cfg.exclude, keep_ends=cfg.keep_ends)
-        make_plan(topology, half).then(make_plan(again, again.all_channels()))
-    if earlier is not None:
-        if (earlier.model or {}).get("spec") != spec.to_dict():
-            raise ValueError(f"plan={cfg.plan} is not for {spec.setting}; give the network that it was made for.")
-        model = load_pruned(Path(str(cfg.plan)).parent, copy.deepcopy(original))
-        topology = trace(model, example, **limits)
-        planned = {group.name for group in earlier.groups}
-        topology = topology.without([i for i, g in enumerate(topology.groups) if g.name not in planned], "not planned")
-        topology, remove = provable(model, topology)
-        earlier.then(make_plan(topology, topology.all_channels()))
+    start = starting_point(original, example, spec, cfg, earlier)
+    unpruned, model, topology, remove = start.unpruned, start.model, start.topology, start.remove
     log.info("channels are removed by %s", "surgery" if remove is prune else "rewriting the traced graph")
     deployed = original if remove is prune else rewrite(original, unpruned, unpruned.all_channels())
     cost = build(config.cost, topology=unpruned, network=deployed, device=device)
