@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -75,6 +76,7 @@ def job(story: Callable[[DictConfig], float], config: DictConfig) -> float:
     # Here, because it takes seconds to import, which `--help` need not wait for.
     import lightning.pytorch  # noqa: F401  # sets up the loggers that are silenced below
     from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     for name in ("lightning.pytorch", "lightning.fabric"):
         # Its hints on hardware and products are not about this run, and its handler would print all else twice.
@@ -89,6 +91,8 @@ def job(story: Callable[[DictConfig], float], config: DictConfig) -> float:
             raise ValueError(
                 f"Lightning refuses to run so ({error}); give another trainer=, e.g. trainer=cpu."
             ) from error
+    except SIGTERMException:
+        sys.exit(128 + signal.SIGTERM)  # Lightning would leave with 0, and a scheduler think that all is done
     except ValueError as error:
         log.debug("failed", exc_info=True)  # for the file of the log: the screen shows one line
         if HydraConfig.get().mode == RunMode.MULTIRUN:

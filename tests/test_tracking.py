@@ -138,9 +138,11 @@ def test_an_evaluation_makes_no_network(runs: tuple[Path, dict[str, Outcome]]) -
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_stopped_run_is_not_called_finished(runs: tuple[Path, dict[str, Outcome]], name: str) -> None:
-    folder, _ = runs
+    folder, outcomes = runs
     run = run_of(folder / name)
     assert run.exit_code == 1
+    if name == "SIGTERM":
+        assert outcomes[name].code == 143
     assert run.artifacts == {} and not (folder / name / "plan.json").exists()
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gnnrl_lightning.cost import latency
+from gnnrl_lightning.cost import latency, timing
 from gnnrl_lightning.cost.latency import Latency
 from gnnrl_lightning.cost.timing import Times, measure
 from gnnrl_lightning.evaluation.measure import speeds
@@ -17,6 +17,13 @@ from gnnrl_lightning.pruning.surgery import prune
 from gnnrl_lightning.topology import Topology, trace
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few samples of few rounds: what is tested is not how exact they are."""
+    monkeypatch.setattr(timing, "_SAMPLES", 5)
+    monkeypatch.setattr(timing, "_MOST", 3)
 
 
 def random_widths(topology: Topology, count: int, seed: int) -> Tensor:
@@ -53,6 +60,7 @@ def test_a_staircase_that_was_planted_is_found(
     assert predicted == pytest.approx(expected, rel=0.01)
 
 
+@pytest.mark.usefixtures("hasty")
 def test_a_table_is_measured_once_for_a_network_a_batch_and_a_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,6 +88,7 @@ def test_a_table_is_measured_once_for_a_network_a_batch_and_a_device(
     assert int(first(topology.min_widths())) < int(first(topology.full_widths()))
 
 
+@pytest.mark.usefixtures("hasty")
 def test_the_network_can_still_be_trained_and_widths_need_not_vary(tmp_path: Path) -> None:
     model = resnet_cifar(20, 10)
     topology = trace(model, torch.zeros(1, 3, 8, 8), divisor=16)  # no sample has a width that is not aligned
@@ -89,6 +98,7 @@ def test_the_network_can_still_be_trained_and_widths_need_not_vary(tmp_path: Pat
     trace(model, torch.zeros(1, 3, 8, 8))
 
 
+@pytest.mark.usefixtures("hasty")
 def test_other_images_have_another_table_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
     model = resnet_cifar(20, 10)
     for side in (8, 12):
