@@ -24,7 +24,7 @@ from gnnrl_lightning.pruning.surgery import prune
 from gnnrl_lightning.pruning.verify import provable
 from gnnrl_lightning.topology import trace
 
-PLANS, DEVICE = 8, torch.device("cpu")
+PLANS, DEVICE = 5, torch.device("cpu")
 CASES: list[tuple[str, nn.Module, int, int]] = [
     ("ResNet-56", resnet_cifar(56, 10), 32, 1),
     ("ResNet-56", resnet_cifar(56, 10), 32, 32),

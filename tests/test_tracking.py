@@ -29,6 +29,8 @@ def fail():
     raise ValueError("the disk is full")
 
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+
 # What happens in the middle of one search after the other.
 stops = iter([
     fail,
