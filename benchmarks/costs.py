@@ -4,6 +4,7 @@ For random plans: predicted and measured latency as fractions of the whole netwo
 predicted and measured peak memory. The bar for both is 10 %.
 """
 
+import os
 import statistics
 import tempfile
 
@@ -57,6 +58,7 @@ def compare(model: nn.Module, size: int, batch: int) -> tuple[list[float], list[
 def main() -> None:
     """Prints the table."""
     keep_freed_memory()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which counts memory, is talkative
     table = Table(title=f"predicted against measured, {PLANS} random plans each, {torch.get_num_threads()} threads")
     for column in ("network", "batch", "latency measured", "latency error %", "largest", "memory error %"):
         table.add_column(column, justify="left" if column == "network" else "right")

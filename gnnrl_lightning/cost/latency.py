@@ -85,7 +85,9 @@ class Latency:
     def _of(self, widths: Tensor) -> Tensor:
         total = torch.full((len(widths),), self._fixed, dtype=torch.float64)
         for counts, coefficients in self._terms:
-            total += _features([fixed + widths @ vector.double() for fixed, vector in counts]) @ coefficients
+            total += (
+                _features([fixed + widths @ vector.double() for fixed, vector in counts], len(widths)) @ coefficients
+            )
         return total.round().long()
 
 
@@ -102,7 +104,8 @@ def _table(topology: Topology, times: Times, device: torch.device) -> dict[str, 
         rows = []
         for column in alike:
             counts = _counts(topology, times.operations[column])
-            rows.append(_features([fixed + times.widths.double() @ vector.double() for fixed, vector in counts]))
+            channels = [fixed + times.widths.double() @ vector.double() for fixed, vector in counts]
+            rows.append(_features(channels, len(times.widths)))
         x, y = torch.cat(rows).numpy(), 1e3 * torch.cat([times.seconds[:, column] for column in alike]).numpy()
         # Errors of large times may be larger, though not in proportion: the sum is what counts.
         scale = np.sqrt(weights.repeat(len(alike)).numpy() / np.maximum(y, 1e-4))
@@ -129,17 +132,15 @@ def _counts(topology: Topology, operation: str) -> list[Count]:
     return topology.lengths(operation)[:2]
 
 
-def _features(counts: list[Tensor]) -> Tensor:
-    """What a time is linear in, [N, features], of counts of channels, [N] each."""
-    if not counts:
-        return torch.ones(1, 1, dtype=torch.float64)
+def _features(counts: list[Tensor], rows: int) -> Tensor:
+    """What a time is linear in, [rows, features], of counts of channels, [rows] each."""
+    one = torch.ones(rows, 1, dtype=torch.float64)
     each = [
         torch.stack(
             [c, *((c / size).ceil() * size for size in _BLOCKS), *(c * (c % size != 0) for size in _ALIGNED)], 1
         )
         for c in counts
     ]
-    one = torch.ones(len(counts[0]), 1, dtype=torch.float64)
     products = [(each[0].unsqueeze(2) * each[1].unsqueeze(1)).flatten(1)] if len(each) == 2 else []
     return torch.cat([one, *each, *products], 1)
 
@@ -167,7 +168,7 @@ def _read(path: Path, topology: Topology) -> dict[str, Any]:
         float(table["between_ms"])
         for row in table["operations"]:
             counts = [torch.ones(1, dtype=torch.float64)] * len(_counts(topology, row["name"]))
-            if len(row["coefficients"]) != _features(counts).shape[1]:
+            if len(row["coefficients"]) != _features(counts, 1).shape[1]:
                 raise ValueError(f"{row['name']} has {len(row['coefficients'])} coefficients")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no table of operations ({error}); delete it to measure anew.") from error

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor
 
 from gnnrl_lightning.cost import latency, timing
@@ -13,6 +14,7 @@ from gnnrl_lightning.cost.latency import Latency
 from gnnrl_lightning.cost.timing import Times, measure
 from gnnrl_lightning.evaluation.measure import speeds
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
+from gnnrl_lightning.pruning.rewrite import rewrite
 from gnnrl_lightning.pruning.surgery import prune
 from gnnrl_lightning.topology import Topology, trace
 
@@ -96,6 +98,14 @@ def test_the_network_can_still_be_trained_and_widths_need_not_vary(tmp_path: Pat
     assert 0 < int(cost(topology.min_widths())) < int(cost(topology.full_widths()))
     model.train()(torch.zeros(2, 3, 8, 8)).sum().backward()
     trace(model, torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.usefixtures("hasty")
+def test_operations_without_channels_may_be_alike(tmp_path: Path) -> None:
+    model = torchvision.models.shufflenet_v2_x0_5(num_classes=10).eval()
+    topology = trace(model, torch.zeros(1, 3, 32, 32), min_keep=0.1)
+    cost = Latency(topology, rewrite(model, topology, topology.all_channels()), CPU, 1, str(tmp_path))
+    assert 0 < int(cost(topology.min_widths())) < int(cost(topology.full_widths()))
 
 
 @pytest.mark.usefixtures("hasty")
