@@ -92,8 +92,10 @@ def _prune(config: DictConfig) -> float:
     cost = build(config.cost, topology=unpruned, network=deployed, device=device)
     full_cost = int(cost(unpruned.full_widths()))
 
+    names = [group.name for group in topology.groups]
+
     def cost_of(widths: Tensor) -> Tensor:
-        return cost(placed(topology, widths, unpruned))
+        return cost(placed(names, widths, unpruned))
 
     recovery = build(config.recovery)
     env = PruningEnv(topology, cost_of, cfg.budget, lambda widths: evaluator(widths), cfg.max_steps, full_cost)

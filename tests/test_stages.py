@@ -50,6 +50,8 @@ def test_a_network_that_lost_a_group_cannot_be_composed() -> None:
     first = PruningPlan((GroupPlan("a", 4, (0, 2)), GroupPlan("b", 4, (1,))), (1, 3, 8, 8))
     with pytest.raises(ValueError, match=r"\(b\).*stages=1"):
         first.then(PruningPlan((GroupPlan("a", 2, (0,)),), (1, 3, 8, 8)))
+    with pytest.raises(ValueError, match="in another order"):
+        first.then(PruningPlan((GroupPlan("b", 1, (0,)), GroupPlan("a", 2, (0,))), (1, 3, 8, 8)))
 
 
 def test_stages_meet_the_budget_of_the_original(tiny: list[str], tmp_path: Path) -> None:

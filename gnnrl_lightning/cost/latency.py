@@ -6,6 +6,7 @@ import logging
 import platform
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ _ALIGNED = (4, 16)
 """Channels that are no multiple of these may be computed by slower kernels."""
 _WHOLE_WEIGHT = 16.0
 """Samples that the whole network counts for: every budget is a fraction of it."""
-_ROWS = 4096
+_ROWS = 1024
 _PATIENCE = 3600.0
 """Seconds that ranks wait for the table."""
 
@@ -75,7 +76,8 @@ class Latency:
             key = repr([(fixed, vector.tolist()) for fixed, vector in counts])
             mine = 1e6 * np.array(row["coefficients"])
             sums[key] = (counts, sums[key][1] + mine if key in sums else mine)
-        self._terms = [(counts, torch.from_numpy(mine)) for counts, mine in sums.values()]
+        self._counts = [counts for counts, _ in sums.values()]
+        self._coefficients = torch.from_numpy(np.stack([mine for _, mine in sums.values()]))  # [K, features]
 
     def __call__(self, widths: Tensor) -> Tensor:
         """Cost of widths [..., G] in nanoseconds, as integers [...]."""
@@ -83,12 +85,8 @@ class Latency:
         return torch.cat(rows).reshape(widths.shape[:-1])
 
     def _of(self, widths: Tensor) -> Tensor:
-        total = torch.full((len(widths),), self._fixed, dtype=torch.float64)
-        for counts, coefficients in self._terms:
-            total += (
-                _features([fixed + widths @ vector.double() for fixed, vector in counts], len(widths)) @ coefficients
-            )
-        return total.round().long()
+        times = torch.einsum("nkf,kf->n", _features(self._counts, widths), self._coefficients)
+        return (self._fixed + times).round().long()
 
 
 def _table(topology: Topology, times: Times, device: torch.device) -> dict[str, Any]:
@@ -101,14 +99,11 @@ def _table(topology: Topology, times: Times, device: torch.device) -> dict[str, 
     weights = torch.ones(len(times.widths), dtype=torch.float64)
     weights[0] = _WHOLE_WEIGHT
     for alike in columns.values():
-        rows = []
-        for column in alike:
-            counts = _counts(topology, times.operations[column])
-            channels = [fixed + times.widths.double() @ vector.double() for fixed, vector in counts]
-            rows.append(_features(channels, len(times.widths)))
-        x, y = torch.cat(rows).numpy(), 1e3 * torch.cat([times.seconds[:, column] for column in alike]).numpy()
+        counts = [_counts(topology, times.operations[column]) for column in alike]
+        features = _features(counts, times.widths.double())  # [S, operations, features]
+        x, y = features.flatten(0, 1).numpy(), 1e3 * times.seconds[:, alike].flatten().numpy()
         # Errors of large times may be larger, though not in proportion: the sum is what counts.
-        scale = np.sqrt(weights.repeat(len(alike)).numpy() / np.maximum(y, 1e-4))
+        scale = np.sqrt(weights.repeat_interleave(len(alike)).numpy() / np.maximum(y, 1e-4))
         size = np.where(x.max(0) > 0, x.max(0), 1)  # a feature that no sample has gets no share
         fit = nnls(x / size * scale[:, None], y * scale)[0] / size
         fits.update(dict.fromkeys(alike, fit.tolist()))
@@ -132,17 +127,17 @@ def _counts(topology: Topology, operation: str) -> list[Count]:
     return topology.lengths(operation)[:2]
 
 
-def _features(counts: list[Tensor], rows: int) -> Tensor:
-    """What a time is linear in, [rows, features], of counts of channels, [rows] each."""
-    one = torch.ones(rows, 1, dtype=torch.float64)
-    each = [
-        torch.stack(
-            [c, *((c / size).ceil() * size for size in _BLOCKS), *(c * (c % size != 0) for size in _ALIGNED)], 1
-        )
-        for c in counts
-    ]
-    products = [(each[0].unsqueeze(2) * each[1].unsqueeze(1)).flatten(1)] if len(each) == 2 else []
-    return torch.cat([one, *each, *products], 1)
+def _features(counts: Sequence[list[Count]], widths: Tensor) -> Tensor:
+    """What the times of K operations are linear in, [N, K, features], at widths [N, G]; of a count that is not, 0."""
+    none: Count = (0, torch.zeros(widths.shape[-1], dtype=torch.long))
+    pairs = [[*each, none, none][:2] for each in counts]
+    fixed = torch.tensor([[fixed for fixed, _ in pair] for pair in pairs], dtype=torch.float64)
+    vectors = torch.stack([vector for pair in pairs for _, vector in pair]).double()
+    c = fixed + (widths @ vectors.T).unflatten(1, (-1, 2))  # [N, K, 2]
+    blocks = [(c / size).ceil() * size for size in _BLOCKS]
+    each = torch.stack([c, *blocks, *(c * (c % size != 0) for size in _ALIGNED)], -1)  # [N, K, 2, 5]
+    products = each[..., 0, :].unsqueeze(-1) * each[..., 1, :].unsqueeze(-2)
+    return torch.cat([torch.ones_like(c[..., :1]), each.flatten(2), products.flatten(2)], -1)
 
 
 def _alike(topology: Topology, node: Any) -> str:
@@ -166,9 +161,9 @@ def _read(path: Path, topology: Topology) -> dict[str, Any]:
     try:
         table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         float(table["between_ms"])
+        features = _features([[]], topology.full_widths()[None].double()).shape[-1]
         for row in table["operations"]:
-            counts = [torch.ones(1, dtype=torch.float64)] * len(_counts(topology, row["name"]))
-            if len(row["coefficients"]) != _features(counts, 1).shape[1]:
+            if row["name"] not in topology.labels.outputs or len(row["coefficients"]) != features:
                 raise ValueError(f"{row['name']} has {len(row['coefficients'])} coefficients")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no table of operations ({error}); delete it to measure anew.") from error

@@ -77,17 +77,14 @@ def make_plan(topology: Topology, kept: Sequence[Sequence[int]]) -> PruningPlan:
 
 def planned_widths(topology: Topology, plan: PruningPlan) -> Tensor:
     """Channels that each group keeps by a plan, [G]; those that it does not name stay whole."""
-    planned = {group.name: len(group.kept) for group in plan.groups}
-    return torch.tensor([planned.get(group.name, group.width) for group in topology.groups])
+    return placed([group.name for group in plan.groups], torch.tensor(plan.widths), topology)
 
 
-def placed(small: Topology, widths: Tensor, whole: Topology) -> Tensor:
-    """Widths [..., G] of a pruned network's groups among those of the whole one; the others are whole there."""
-    if small is whole:
-        return widths
-    place = {group.name: index for index, group in enumerate(whole.groups)}
-    result = whole.full_widths().expand(*widths.shape[:-1], -1).clone()
-    result[..., [place[group.name] for group in small.groups]] = widths
+def placed(names: Sequence[str], widths: Tensor, topology: Topology) -> Tensor:
+    """Widths [..., N] of named groups among all groups [..., G] of a network; the others are whole."""
+    place = {group.name: index for index, group in enumerate(topology.groups)}
+    result = topology.full_widths().expand(*widths.shape[:-1], -1).clone()
+    result[..., [place[name] for name in names]] = widths
     return result
 
 

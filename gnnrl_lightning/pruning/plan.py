@@ -63,12 +63,10 @@ class PruningPlan:
         Raises:
             ValueError: If the pruned network no longer has the same groups.
         """
-        mine, others = (
-            {(g.name, width) for g, width in of}
-            for of in ([(g, len(g.kept)) for g in self.groups], [(g, g.width) for g in second.groups])
-        )
+        mine = [(group.name, len(group.kept)) for group in self.groups]
+        others = [(group.name, group.width) for group in second.groups]
         if mine != others:
-            lost = sorted({name for name, _ in mine ^ others})
+            lost = sorted({name for name, _ in set(mine) ^ set(others)}) or ["in another order"]
             raise ValueError(
                 f"the pruned network has other groups than the original ({', '.join(lost[:3])}), as one that shuffles "
                 f"channels has, or other settings of exclude and keep_ends: prune in one stage, stages=1 without plan=."
