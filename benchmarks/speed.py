@@ -23,12 +23,11 @@ from gnnrl_lightning.data import IMAGENET, HeldImages
 from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.recovery import NoRecovery
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
-from gnnrl_lightning.pruning.importance import Magnitude
+from gnnrl_lightning.pruning.importance.magnitude import Magnitude
 from gnnrl_lightning.pruning.surgery import prune
 from gnnrl_lightning.search.environment import PruningEnv
 from gnnrl_lightning.search.module import SearchModule
 from gnnrl_lightning.topology import trace
-from gnnrl_lightning.topology.hierarchy import hierarchical_graph
 
 IMAGES, BATCH, EPISODES, ITERATIONS, ROLL_OUTS = 1000, 250, 16, 3, 20
 BUDGET, DEVICE = 0.5, torch.device("cpu")
@@ -78,9 +77,10 @@ def main() -> None:
     topology = trace(model, torch.zeros(1, 3, 32, 32), min_keep=0.1)
     images = HeldImages(torch.randint(256, (IMAGES, 3, 32, 32), dtype=torch.uint8), IMAGENET)
     data = images, torch.randint(10, (IMAGES,))
-    evaluator = Evaluator(model, topology, prune, Magnitude(1), NoRecovery(), data, data, IMAGES, BATCH, DEVICE)
-    env = PruningEnv(topology, Flops(topology), BUDGET, evaluator)
-    agent = build(config.agent, graph=hierarchical_graph(topology))
+    env = PruningEnv(topology, Flops(topology), BUDGET, lambda widths: evaluator(widths))
+    task = env.task(lambda: evaluator.ranking.scores)
+    evaluator = Evaluator(model, task, prune, Magnitude(1), NoRecovery(), data, data, IMAGES, BATCH, DEVICE)
+    agent = build(config.agent, task=task)
     module = SearchModule(agent, env, EPISODES * ITERATIONS, seed=0, settings={})
     clock = Clock(evaluator, images.to(DEVICE, memory_format=torch.channels_last)[:])
     trainer = L.Trainer(

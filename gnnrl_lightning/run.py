@@ -36,7 +36,6 @@ from gnnrl_lightning.report.tables import stage_table
 from gnnrl_lightning.search.environment import PruningEnv
 from gnnrl_lightning.search.run import check_resume, check_stage, run_agent
 from gnnrl_lightning.start import starting_point
-from gnnrl_lightning.topology.hierarchy import hierarchical_graph
 from gnnrl_lightning.topology.outline import write_layers
 from gnnrl_lightning.tracking import log_input, log_metrics, log_run, open_loggers
 
@@ -111,15 +110,18 @@ def _prune(config: DictConfig) -> float:
         int(topology.full_widths().sum()),
     )
     reward = data.tensors("reward")
-    available = len(data.splits["train"].labels)
-    wanted = available if recovery.images is None else recovery.images
-    if wanted > available:
-        log.info("recovery.images=%d: only %d training images there are; all are taken", wanted, available)
-    training = data.tensors("train", min(max(wanted, 1), available))
     importance = build(config.importance)
+    available = len(data.splits["train"].labels)
+    wanted = {"recovery.images": recovery.images, "importance.images": importance.images}
+    for name, images in wanted.items():
+        if images is not None and images > available:
+            log.info("%s=%d: only %d training images there are; all are taken", name, images, available)
+    needed = (available if images is None else images for images in wanted.values())
+    training = data.tensors("train", min(max(*needed, 1), available))
     # Seeded anew, so that the agent starts alike whether the base network is trained now or comes from a file.
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    agent = build(config.agent, graph=hierarchical_graph(topology))
+    task = env.task(lambda: evaluator.ranking.scores)
+    agent = build(config.agent, task=task)
 
     rank_zero_only(write_text)(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     with open_loggers(config, "search") as logger:
@@ -130,7 +132,7 @@ def _prune(config: DictConfig) -> float:
         clock["search"] = time.perf_counter()
         count = min(cfg.reward_images or len(reward[1]), len(reward[1]))
         evaluator = Evaluator(
-            model, topology, remove, importance, recovery, reward, training, count, data.eval_batch_size, device
+            model, task, remove, importance, recovery, reward, training, count, data.eval_batch_size, device
         )
         module = run_agent(config, cfg, agent, env, folder, logger)
         widths, whole = evaluator.winner(module.finalists(cfg.finalists), module.best["reward"])
@@ -145,8 +147,8 @@ def _prune(config: DictConfig) -> float:
         }
         plan = make_plan(topology, kept)
         plan = replace(earlier.then(plan) if earlier else plan, model=network, data=served, about=about)
-        pruned = verified(model, topology, kept)
-        recovery(pruned, *(part.to(device) for part in training))
+        pruned = verified(evaluator.model, topology, kept)
+        evaluator.recover(pruned)
         images = data.test_dataloader()
         top1 = {"original": test_top1(original, images, device, "original")}
         top1["pruned"] = test_top1(pruned, images, device, "pruned")
@@ -194,7 +196,7 @@ def _prune(config: DictConfig) -> float:
                 "budget_check": budget_check(
                     cost, [full_cost, int(cost_of(widths))], [deployed, pruned], example, device
                 ),
-                "levels": {"uniform": env.reward(env.uniform())},
+                "levels": {"uniform": env.reward(task.uniform)},
                 "export": exported,
                 "reward": {"best_seen": module.best["reward"], "whole_split": whole},
                 "reward_top1_original": test_top1(original, data.val_dataloader(), device, "original, reward split"),

@@ -14,7 +14,6 @@ from gnnrl_lightning.search.environment import PruningEnv
 from gnnrl_lightning.search.module import SearchModule
 from gnnrl_lightning.search.progress import SearchState
 from gnnrl_lightning.topology import Topology
-from gnnrl_lightning.topology.hierarchy import hierarchical_graph
 
 AGENTS = Path(__file__).resolve().parents[1] / "conf" / "agent"
 
@@ -23,7 +22,7 @@ def agent_of(name: str, topology: Topology, seed: int = 0, **changed: Any) -> An
     """An agent with the settings of conf/agent, initialised from a seed."""
     torch.manual_seed(seed)
     node = OmegaConf.merge(OmegaConf.load(AGENTS / f"{name}.yaml"), changed)
-    return build(node, graph=hierarchical_graph(topology))  # type: ignore[arg-type]
+    return build(node, task=bandit(topology).task(list))  # type: ignore[arg-type]
 
 
 def target(topology: Topology) -> Tensor:

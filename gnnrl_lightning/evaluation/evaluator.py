@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from gnnrl_lightning.data.preprocessing import HeldImages
 from gnnrl_lightning.models.layout import to_fastest_layout
-from gnnrl_lightning.pruning.importance import Magnitude, most_important
+from gnnrl_lightning.pruning.importance.ranking import Importance
 from gnnrl_lightning.pruning.verify import Removal
-from gnnrl_lightning.topology import Topology
+from gnnrl_lightning.task import Task
 
 
 class Recovery(Protocol):
@@ -39,12 +39,12 @@ class Evaluator:
 
     Args:
         model: The trained network; moved to `device` in its fastest layout, otherwise unchanged.
-        topology: Its channel groups.
+        task: Its channel groups and the budget.
         remove: How channels are removed, see `provable`.
         importance: Which channels of a group go first.
         recovery: What the pruned network may do before it is measured.
         reward: Images and labels of the reward split; the search uses the first `reward_images`.
-        train: Training images and labels for recovery.
+        train: Training images and labels for recovery and importance.
         reward_images: How many reward images a reward is taken on.
         batch_size: Images a forward pass.
         device: Where networks run.
@@ -53,9 +53,9 @@ class Evaluator:
     def __init__(
         self,
         model: nn.Module,
-        topology: Topology,
+        task: Task,
         remove: Removal,
-        importance: Magnitude,
+        importance: Importance,
         recovery: Recovery,
         reward: tuple[HeldImages, Tensor],
         train: tuple[HeldImages, Tensor],
@@ -64,26 +64,31 @@ class Evaluator:
         device: torch.device,
     ):
         self.device = device
-        self.topology = topology
+        self.topology = task.topology
         self.remove = remove
         self.recovery = recovery
         self.batch_size = batch_size
         self.reward_images = reward_images
         self.model = model.to(device).eval()
         self.layout = to_fastest_layout(self.model, reward[0][:2].to(device))
-        self.scores = importance(self.model, topology)
         self._reward = self._place(reward)
         self._train = self._place(train)
+        self.ranking = importance(self.model, task, *self._first(importance.images))
+        self.model = self.ranking.model or self.model
 
     def kept(self, widths: Tensor) -> list[list[int]]:
         """The channels of each group that stay at these widths, [G]."""
-        return most_important(self.scores, widths)
+        return self.ranking.kept(widths)
 
     def network(self, widths: Tensor) -> nn.Module:
         """The pruned and recovered network of widths [G], in eval mode."""
         network = self.remove(self.model, self.topology, self.kept(widths))
-        self.recovery(network, *self._train)
+        self.recover(network)
         return network.eval()
+
+    def recover(self, network: nn.Module) -> None:
+        """Recovers a pruned network in place."""
+        self.recovery(network, *self._first(self.recovery.images))
 
     def __call__(self, widths: Tensor) -> float:
         """Reward of widths [G]: minus the top-1 error in % on the first `reward_images` images."""
@@ -112,6 +117,11 @@ class Evaluator:
     def _reward_on(self, count: int, widths: Tensor) -> float:
         images, labels = self._reward
         return 100.0 * correct(self.network(widths), images, labels[:count], self.batch_size) / count - 100.0
+
+    def _first(self, count: int | None) -> tuple[HeldImages, Tensor]:
+        """The first `count` training images and labels; None: all."""
+        images, labels = self._train
+        return HeldImages(images.pixels[:count], images.preprocessing), labels[:count]
 
     def _place(self, data: tuple[HeldImages, Tensor]) -> tuple[HeldImages, Tensor]:
         images, labels = data

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,14 +11,15 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from gnnrl_lightning.files import write_bytes
-from gnnrl_lightning.pruning.importance import Magnitude, most_important
+from gnnrl_lightning.pruning.importance.magnitude import magnitude
+from gnnrl_lightning.pruning.importance.ranking import most_important
 from gnnrl_lightning.pruning.plan import GroupPlan, PruningPlan
 from gnnrl_lightning.pruning.rewrite import is_rewritten, rewrite
 from gnnrl_lightning.pruning.surgery import prune
 from gnnrl_lightning.pruning.verify import verified
 from gnnrl_lightning.topology import Topology, trace
 
-Importance = Callable[[nn.Module, Topology], list[Tensor]]
+Scores = Callable[[nn.Module, Topology], list[Tensor]]
 """Scores the channels of each group, one tensor [width] a group; higher is more important."""
 
 
@@ -40,7 +42,7 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
 
 
 def uniform_plan(
-    topology: Topology, model: nn.Module, keep: float = 0.5, importance: str | Importance = "l1"
+    topology: Topology, model: nn.Module, keep: float = 0.5, importance: str | Scores = "l1"
 ) -> PruningPlan:
     """A plan that keeps the same fraction of every group.
 
@@ -57,8 +59,8 @@ def uniform_plan(
         raise ValueError(f"keep={keep} must be in (0, 1].")
     if isinstance(importance, str):
         if importance not in ("l1", "l2"):
-            raise ValueError(f"importance={importance} must be l1 or l2, or an object such as Magnitude(1).")
-        importance = Magnitude(int(importance[1]))
+            raise ValueError(f"importance={importance} must be l1 or l2, or a function that scores the channels.")
+        importance = partial(magnitude, p=int(importance[1]))
     widths = torch.tensor(
         [min(group.widths(), key=lambda width: abs(width - keep * group.width)) for group in topology.groups]
     )

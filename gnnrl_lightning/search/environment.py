@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gnnrl_lightning.task import Cost, Task
 from gnnrl_lightning.topology import Topology
 
-Cost = Callable[[Tensor], Tensor]
 Evaluate = Callable[[Tensor], float]
 
 BELOW_ONE = 1 - 1e-6
@@ -87,10 +87,11 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         steps = (exact / self.divisors).round().long() * self.divisors
         return torch.where(kept >= 1, self.full_widths, steps.clamp(self.min_widths, self.full_widths))
 
-    def uniform(self) -> Tensor:
-        """The widths within the budget that remove the same fraction of every group, [G]."""
+    def task(self, scores: Callable[[], list[Tensor]]) -> Task:
+        """What agents and importances may know of it; `scores` gives the importance of every channel."""
         start = torch.ones_like(self._kept)
-        return self.advance(start, torch.full_like(start, BELOW_ONE), 0)[1][0]
+        uniform = self.advance(start, torch.full_like(start, BELOW_ONE), 0)[1][0]
+        return Task(self.topology, self.cost, self.allowed, uniform, scores)
 
     def advance(self, kept: Tensor, ratios: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """One step of a batch of episodes.

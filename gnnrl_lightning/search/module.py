@@ -96,7 +96,8 @@ class SearchModule(L.LightningModule):
         count = min(int(self.agent.episodes_per_iteration), -(-left // world))
         episodes, rows = self._roll_out(count)
         self._remember(rows)
-        metrics = self.agent.learn(episodes, len(self.history) / self.episodes, self._descend)
+        assert self._generator is not None
+        metrics = self.agent.learn(episodes, len(self.history) / self.episodes, self._generator, self._descend)
         best = self.best
         self.log_dict(
             {

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from searching import bandit
 from torch import Tensor, nn
 
 from gnnrl_lightning.data import IMAGENET, HeldImages
@@ -9,7 +10,7 @@ from gnnrl_lightning.evaluation.evaluator import Evaluator, correct
 from gnnrl_lightning.evaluation.measure import speeds, test_top1, weight_bytes
 from gnnrl_lightning.evaluation.recovery import BatchNormRecovery, NoRecovery
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
-from gnnrl_lightning.pruning.importance import Magnitude
+from gnnrl_lightning.pruning.importance.magnitude import Magnitude
 from gnnrl_lightning.pruning.surgery import prune
 from gnnrl_lightning.topology import Topology, trace
 
@@ -40,7 +41,8 @@ REWARD, TRAIN = images_of(60, 0), images_of(32, 1)
 def evaluator_of(network: nn.Module, topology: Topology, recovery: object = None, reward_images: int = 60) -> Evaluator:
     model = copy.deepcopy(network)
     recovery = recovery or NoRecovery()
-    return Evaluator(model, topology, prune, Magnitude(1), recovery, REWARD, TRAIN, reward_images, 16, CPU)  # type: ignore[arg-type]
+    task = bandit(topology).task(list)
+    return Evaluator(model, task, prune, Magnitude(1), recovery, REWARD, TRAIN, reward_images, 16, CPU)  # type: ignore[arg-type]
 
 
 def half(topology: Topology) -> Tensor:

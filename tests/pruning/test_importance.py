@@ -10,7 +10,8 @@ from torch import nn
 
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
 from gnnrl_lightning.pruning.apply import uniform_plan
-from gnnrl_lightning.pruning.importance import Magnitude, most_important
+from gnnrl_lightning.pruning.importance.magnitude import Magnitude, magnitude
+from gnnrl_lightning.pruning.importance.ranking import most_important
 from gnnrl_lightning.topology import trace
 
 
@@ -20,11 +21,11 @@ def test_planted_filters_are_found(p: int) -> None:
     model: Any = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
     model[0].weight.data[[1, 4, 6]] *= 100
     topology = trace(model, torch.zeros(1, 3, 8, 8))
-    (scores,) = Magnitude(p)(model, topology)
+    (scores,) = magnitude(model, topology, p)
     assert scores.shape == (8,)
     assert most_important([scores], torch.tensor([3])) == [[1, 4, 6]]
     model[0].weight.data[[0, 7]] = 0
-    (scores,) = Magnitude(p)(model, topology)
+    (scores,) = magnitude(model, topology, p)
     assert set(range(8)) - set(most_important([scores], torch.tensor([6]))[0]) == {0, 7}
 
 
@@ -33,8 +34,8 @@ def test_the_orders_of_the_norm_differ() -> None:
     model[0].weight.data = torch.tensor([[3.0, 3.0], [5.0, 0.0]]).view(2, 2, 1, 1)
     topology = trace(model, torch.zeros(1, 2, 4, 4))
     one = torch.tensor([1])
-    assert most_important(Magnitude(1)(model, topology), one) == [[0]]  # 6 against 5
-    assert most_important(Magnitude(2)(model, topology), one) == [[1]]  # 4.2 against 5
+    assert most_important(magnitude(model, topology, 1), one) == [[0]]  # 6 against 5
+    assert most_important(magnitude(model, topology, 2), one) == [[1]]  # 4.2 against 5
     with pytest.raises(ValueError, match=r"importance\.p=3 must be 1 or 2"):
         Magnitude(3)
 
@@ -52,7 +53,7 @@ def test_coupled_layers_are_heard_equally_whatever_their_scale() -> None:
         model.get_submodule(f"{stage}.0.conv2").weight.data.fill_(1.0)
     topology = trace(model, torch.zeros(1, 3, 16, 16))
     trunk = next(i for i, g in enumerate(topology.groups) if any(m.parameter == "conv1.weight" for m in g.members))
-    scores = Magnitude(1)(model, topology)[trunk]
+    scores = magnitude(model, topology, 1)[trunk]
     assert scores.argsort(descending=True)[:2].tolist() == [5, 2]
 
 
@@ -63,7 +64,7 @@ def test_channels_without_a_writer_are_judged_by_their_readers() -> None:
     body: Any = nn.Sequential(nn.Conv2d(3, 3, 1), *model)
     body[2].weight.data[:, [0, 1, 5, 6]] = torch.tensor([1.0, 9.0, 2.0, 8.0]).view(1, 4, 1, 1)
     topology = trace(body, torch.zeros(1, 3, 4, 4))
-    scores = Magnitude(1)(body, topology)
+    scores = magnitude(body, topology, 1)
     padded = next(i for i, group in enumerate(topology.groups) if group.width == 4)
     assert most_important([scores[padded]], torch.tensor([2])) == [[1, 3]]
 
@@ -92,7 +93,7 @@ def test_a_grouped_convolution_judges_by_the_columns_of_each_block() -> None:
     weight = model[2].weight.data.view(2, 2, 4)
     weight.fill_(0.1)
     weight[0, :, 1] = 9.0
-    scores = Magnitude(1)(model, topology)[padded]
+    scores = magnitude(model, topology, 1)[padded]
     start = int((topology.group_of_slot < padded).sum())
     assert scores.argmax() == slots[1] - start
 
@@ -107,6 +108,6 @@ def test_computed_weights_are_judged_by_their_values(p: int) -> None:
         computed = layer.computed().detach()
         plain.inner[i] = nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size)
         plain.inner[i].weight.data = computed
-    expected = Magnitude(p)(plain, trace(plain, EXAMPLE))
-    for score, other in zip(Magnitude(p)(model, topology), expected, strict=True):
+    expected = magnitude(plain, trace(plain, EXAMPLE), p)
+    for score, other in zip(magnitude(model, topology, p), expected, strict=True):
         torch.testing.assert_close(score, other)

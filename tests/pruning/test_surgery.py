@@ -1,6 +1,7 @@
 """Pruned networks compute what the masked originals compute; what cannot be is refused."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, fx, nn
 from gnnrl_lightning.models.resnet_cifar import PaddedShortcut, resnet_cifar
 from gnnrl_lightning.pruning import verify
 from gnnrl_lightning.pruning.apply import apply_plan, make_plan, uniform_plan
-from gnnrl_lightning.pruning.importance import Magnitude
+from gnnrl_lightning.pruning.importance.magnitude import magnitude
 from gnnrl_lightning.pruning.surgery import prune
 from gnnrl_lightning.pruning.verify import provable, relative_error, verified
 from gnnrl_lightning.topology import Topology, trace
@@ -334,8 +335,8 @@ def test_importance_is_a_name_or_an_object() -> None:
     topology = trace(model, torch.zeros(1, 3, 4, 4))
     kept = {name: uniform_plan(topology, model, importance=name).groups[0].kept for name in ("l1", "l2")}
     assert kept == {"l1": (0,), "l2": (1,)}
-    assert uniform_plan(topology, model) == uniform_plan(topology, model, importance=Magnitude(1))
-    assert uniform_plan(topology, model, importance=Magnitude(2)).groups[0].kept == (1,)
+    assert uniform_plan(topology, model) == uniform_plan(topology, model, importance=partial(magnitude, p=1))
+    assert uniform_plan(topology, model, importance=partial(magnitude, p=2)).groups[0].kept == (1,)
     assert uniform_plan(topology, model, importance=lambda *_: [torch.tensor([0.0, 1.0])]).groups[0].kept == (1,)
     with pytest.raises(ValueError, match="importance=l3 must be l1 or l2"):
         uniform_plan(topology, model, importance="l3")

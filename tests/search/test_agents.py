@@ -9,6 +9,7 @@ from gnnrl_lightning.search.agents.protocol import Episodes
 from gnnrl_lightning.search.module import SearchModule
 from gnnrl_lightning.topology import Topology
 
+GENERATOR = torch.Generator()
 NAMES = ("gnnrl", "random", "uniform")
 
 
@@ -84,7 +85,7 @@ def learned(rewards: list[float], topology: Topology) -> Tensor:
         loss.backward()
         optimizer.step()
 
-    metrics = agent.learn(episodes, 0.5, descend)
+    metrics = agent.learn(episodes, 0.5, GENERATOR, descend)
     assert metrics["approx_kl"] > 0 and 0 <= metrics["clipfrac"] <= 1
     return log_prob() - before
 
@@ -105,7 +106,7 @@ def test_the_policy_that_acted_is_where_an_update_starts(resnet20_topology: Topo
     agent = agent_of("gnnrl", resnet20_topology, ppo_epochs=1, critic_coeff=0.0)
     losses: list[float] = []
     metrics = agent.learn(
-        one_step([-10.0, -20.0, -30.0], resnet20_topology), 0.5, lambda loss: losses.append(loss.item())
+        one_step([-10.0, -20.0, -30.0], resnet20_topology), 0.5, GENERATOR, lambda loss: losses.append(loss.item())
     )
     assert losses == pytest.approx([0.0], abs=1e-6)
     assert metrics["approx_kl"] == pytest.approx(0.0, abs=1e-6) and metrics["clipfrac"] == 0
@@ -114,7 +115,7 @@ def test_the_policy_that_acted_is_where_an_update_starts(resnet20_topology: Topo
 def test_exploration_shrinks_over_the_search(resnet20_topology: Topology) -> None:
     agent = agent_of("gnnrl", resnet20_topology, action_std=0.8, final_action_std=0.2, ppo_epochs=1)
     episodes = one_step([-10.0, -20.0], resnet20_topology)
-    stds = [agent.learn(episodes, progress, lambda loss: None)["action_std"] for progress in (0.0, 0.5, 1.0)]
+    stds = [agent.learn(episodes, progress, GENERATOR, lambda loss: None)["action_std"] for progress in (0.0, 0.5, 1.0)]
     assert stds == pytest.approx([0.8, 0.4, 0.2])
 
 

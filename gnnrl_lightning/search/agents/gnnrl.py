@@ -8,14 +8,15 @@ from gnnrl_lightning.nn.actor_critic import ActorCritic
 from gnnrl_lightning.nn.encoder import GraphEncoder
 from gnnrl_lightning.search.agents.protocol import Descend, Episodes
 from gnnrl_lightning.search.ppo import clipped_objective, generalized_advantage, standardize
-from gnnrl_lightning.topology.hierarchy import HierarchicalGraph
+from gnnrl_lightning.task import Task
+from gnnrl_lightning.topology.hierarchy import hierarchical_graph
 
 
 class GNNRLAgent(nn.Module):
     """Actor and critic see the network's hierarchical graph; PPO with the clipped objective learns them.
 
     Args:
-        graph: The network.
+        task: The network; what it costs, its reward says.
         encoder: Sizes and features of the m-GNN, see `GraphEncoder`.
         hidden_size: Hidden layer of the heads (paper: 200).
         initial_ratio: Ratio that the untrained policy proposes for a group of two layers.
@@ -38,7 +39,7 @@ class GNNRLAgent(nn.Module):
 
     def __init__(
         self,
-        graph: HierarchicalGraph,
+        task: Task,
         encoder: dict,
         hidden_size: int,
         initial_ratio: float,
@@ -61,6 +62,7 @@ class GNNRLAgent(nn.Module):
                 f"agent.episodes_per_iteration={episodes_per_iteration} must be at least 2: advantages are "
                 f"standardised over the episodes of an iteration."
             )
+        graph = hierarchical_graph(task.topology)
         self.policy = ActorCritic(GraphEncoder(graph, **encoder), hidden_size, initial_ratio, coupling, correlation)
         self.stds = (action_std, final_action_std)
         self.episodes_per_iteration = episodes_per_iteration
@@ -81,7 +83,9 @@ class GNNRLAgent(nn.Module):
         mean, _ = self.policy(observations)
         return self.policy.distribution(mean, float(self.std)).sample(generator)
 
-    def learn(self, episodes: Episodes, progress: float, descend: Descend) -> dict[str, float]:
+    def learn(
+        self, episodes: Episodes, progress: float, generator: torch.Generator, descend: Descend
+    ) -> dict[str, float]:
         """PPO on the whole batch, `ppo_epochs` times."""
         for group, lr in zip(self._optimizer.param_groups, (self.lr, self.offset_lr), strict=True):
             group["lr"] = lr * float(self.std) / self.stds[0]

@@ -38,7 +38,7 @@ class Episodes:
 
 
 class Agent(Protocol):
-    """An agent knows the network's graph and nothing of pruning, data or the environment's internals."""
+    """An agent knows its task and nothing of images, of pruning or of what the environment does inside."""
 
     episodes_per_iteration: int
     """Episodes between two calls of `learn`, on each rank."""
@@ -46,8 +46,20 @@ class Agent(Protocol):
     def propose(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """Ratios in [0, 1), [B, G], for the fractions that each group of B networks still keeps, [B, G]."""
 
-    def learn(self, episodes: Episodes, progress: float, descend: Descend) -> dict[str, float]:
-        """Learns from an iteration; `progress` in [0, 1] says how much of the search is over. Returns what to log."""
+    def learn(
+        self, episodes: Episodes, progress: float, generator: torch.Generator, descend: Descend
+    ) -> dict[str, float]:
+        """Learns from an iteration.
+
+        Args:
+            episodes: What was tried.
+            progress: How much of the search is over, in [0, 1].
+            generator: Whatever is random draws from it.
+            descend: Takes one step of the agent's optimiser down a loss.
+
+        Returns:
+            Numbers to log.
+        """
 
     def optimizer(self) -> torch.optim.Optimizer | None:
         """The optimiser of its parameters, None if it has none to learn."""

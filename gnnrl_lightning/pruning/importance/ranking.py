@@ -1,0 +1,58 @@
+"""What every importance is, and what it gives: which channels of a group go first."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gnnrl_lightning.data.preprocessing import HeldImages
+from gnnrl_lightning.task import Task
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Which channels of a network go first.
+
+    Attributes:
+        scores: One tensor of scores a group, [width]; higher is more important. All groups are on one scale.
+        choose: The channels of a group that stay, by its index and how many; None: those with the highest scores.
+        model: The network to remove channels from, where the importance has trained a copy; None: the one it was given.
+    """
+
+    scores: list[Tensor]
+    choose: Callable[[int, int], list[int]] | None = None
+    model: nn.Module | None = None
+
+    def kept(self, widths: Tensor) -> list[list[int]]:
+        """The channels of each group that stay at these widths, [G]; ascending."""
+        if self.choose is None:
+            return most_important(self.scores, widths)
+        return [self.choose(group, width) for group, width in enumerate(widths.tolist())]
+
+
+class Importance(Protocol):
+    """Ranks the channels of a trained network."""
+
+    images: int | None
+    """How many training images it needs; None: all."""
+
+    def __call__(self, model: nn.Module, task: Task, images: HeldImages, labels: Tensor) -> Ranking:
+        """Ranks the channels; the model is not changed.
+
+        Args:
+            model: The trained network, in eval mode.
+            task: Its channel groups; and the budget, which few ask for.
+            images: `self.images` training images, on the model's device.
+            labels: Their classes, [N].
+        """
+
+
+def most_important(scores: list[Tensor], widths: Tensor) -> list[list[int]]:
+    """The channels that stay: the `widths[g]` highest scores of each group, ascending. Ties keep the lower number."""
+    kept = []
+    for score, width in zip(scores, widths.tolist(), strict=True):
+        order = torch.argsort(score, descending=True, stable=True)
+        kept.append(sorted(order[:width].tolist()))
+    return kept

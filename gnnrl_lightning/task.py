@@ -1,0 +1,30 @@
+"""What is asked: a network, what its widths cost, and how much of that may stay."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gnnrl_lightning.topology import Topology
+
+Cost = Callable[[Tensor], Tensor]
+"""Cost of widths, [..., G] to [...]."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that agents and importances may know of a search; of images and networks they see only what they are given.
+
+    Attributes:
+        topology: The network's channel groups.
+        cost: What the budget counts.
+        allowed: The most that a network may cost.
+        uniform: The widths within the budget that remove the same fraction of every group, [G].
+        scores: The importance of every channel, one tensor [width] a group; known when the search begins.
+    """
+
+    topology: Topology
+    cost: Cost
+    allowed: int
+    uniform: Tensor
+    scores: Callable[[], list[Tensor]]
