@@ -1,5 +1,6 @@
 """The schema of both entry points: types, ranges and one line on every setting. Checked before any work."""
 
+import inspect
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -221,8 +222,19 @@ def build(node: DictConfig, **arguments: Any) -> Any:
     """Instantiates a group's `_target_`; what the configuration cannot hold comes as an argument.
 
     Hydra only binds the values: a call through it would copy dataclasses and wrap the constructor's own errors.
+
+    Raises:
+        ValueError: If a value is none of the target's, as where method= sets one and another choice takes its place.
     """
-    return instantiate(node, _partial_=True, _convert_="all")(**arguments)
+    factory = instantiate(node, _partial_=True, _convert_="all")
+    parameters = inspect.signature(factory.func).parameters
+    unknown = factory.keywords.keys() - parameters.keys()
+    if unknown and inspect.Parameter.VAR_KEYWORD not in {each.kind for each in parameters.values()}:
+        raise ValueError(
+            f"{', '.join(sorted(unknown))} cannot be set of {factory.func.__name__}; drop method=…, or the choice that "
+            f"does not go with it."
+        )
+    return factory(**arguments)
 
 
 def register() -> None:

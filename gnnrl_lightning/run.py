@@ -173,7 +173,7 @@ def _prune(config: DictConfig) -> float:
             results = {
                 "model": spec.name,
                 "data": data.name,
-                **{name: choice(name) for name in ("agent", "importance", "recovery")},
+                **{name: choice(name) for name in ("method", "agent", "importance", "recovery")},
                 "budget": cfg.budget,
                 "cost": cost.name,
                 "cost_unit": cost.unit,

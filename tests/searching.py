@@ -25,6 +25,12 @@ def agent_of(name: str, topology: Topology, seed: int = 0, **changed: Any) -> An
     return build(node, task=bandit(topology).task(list))  # type: ignore[arg-type]
 
 
+def in_iterations_of(name: str, episodes: int) -> dict[str, int]:
+    """The setting with which an agent learns after so many episodes, if it has one."""
+    key = "episodes_per_iteration"
+    return {key: episodes} if key in OmegaConf.load(AGENTS / f"{name}.yaml") else {}
+
+
 def target(topology: Topology) -> Tensor:
     """The fractions that the analytic reward wants kept: the later a group, the more; [G]."""
     return torch.linspace(0.2, 1.0, len(topology.groups))

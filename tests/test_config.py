@@ -13,7 +13,7 @@ from gnnrl_lightning.config import SearchConfig, TrainConfig, register, typed
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 OPTIONS = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
-SEARCH_ONLY = {"agent", "cost", "importance", "recovery", "hparams_search", "experiment", "debug"}
+SEARCH_ONLY = {"method", "agent", "cost", "importance", "recovery", "hparams_search", "experiment", "debug"}
 
 
 @pytest.fixture(autouse=True)

@@ -59,9 +59,16 @@ class ActorCritic(nn.Module):
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Means before the logistic function [B, G] and values [B] for the fractions that groups keep, [B, G]."""
+        return self.heads(*self.embed(observations))
+
+    def embed(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings of the networks [B, embedding] and of their groups [B, G, embedding]."""
         widths = (observations * self.encoder.graph.full_widths).round().long()
         network, states = self.encoder(widths)
-        groups = self.membership @ states  # [B, G, embedding]
+        return network, self.membership @ states
+
+    def heads(self, network: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+        """Means [B, G] and values [B] of what is embedded."""
         context = torch.cat([groups, network.unsqueeze(1).expand_as(groups)], -1)
         mean = self.initial_mean + self.offset + self.group_head(context).squeeze(-1) + self.graph_head(network)
         return mean, self.value_head(network).squeeze(-1)

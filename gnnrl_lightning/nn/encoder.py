@@ -113,6 +113,25 @@ class GraphEncoder(nn.Module):
         self.graph = replace(self.graph, **moved)
         return super()._apply(fn, recurse)
 
+    def take(self, state: dict[str, Tensor]) -> None:
+        """Takes over what another network's encoder has learned; pooling weights are the network's own.
+
+        Args:
+            state: The other encoder's `state_dict`.
+
+        Raises:
+            ValueError: If it is of other sizes.
+        """
+        pools = {f"{name}.weight" for name, each in self.named_modules() if isinstance(each, LearnedPooling)}
+        for name, own in self.state_dict().items():
+            if name in pools or name == "_random":
+                continue
+            other = state.get(name)
+            if other is None or other.shape != own.shape:
+                shape = "missing" if other is None else f"of shape {tuple(other.shape)}"
+                raise ValueError(f"{name} is {shape} there and of shape {tuple(own.shape)} here")
+            own.copy_(other)
+
     def forward(self, widths: Tensor) -> tuple[Tensor, Tensor]:
         """Embeds the network at these widths.
 

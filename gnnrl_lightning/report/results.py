@@ -44,9 +44,10 @@ def durations(clock: dict[str, float]) -> dict[str, float]:
     return {a: round(clock[b] - clock[a], 1) for a, b in pairwise(clock)}
 
 
-def choice(group: str) -> str:
-    """Which option of a configuration group this run uses."""
-    return str(HydraConfig.get().runtime.choices[group])
+def choice(group: str) -> str | None:
+    """Which option of a configuration group this run uses; None: none of them."""
+    option: str | None = HydraConfig.get().runtime.choices[group]
+    return option
 
 
 def command() -> str:

@@ -121,7 +121,7 @@ class Replay(nn.Module):
         places = (int(self.written) + torch.arange(count)) % self.capacity
         for name in self.columns:
             column = cast(Tensor, getattr(self, f"of_{name}"))
-            column[places.to(column.device)] = rows[name].to(column)
+            column[places.to(column.device)[-self.capacity :]] = rows[name][-self.capacity :].to(column)
         self.written += count
 
     def sample(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -177,9 +177,10 @@ class DDPG(nn.Module):
         self.register_buffer("episodes", torch.zeros((), dtype=torch.long))
         self.register_buffer("baseline", torch.full((), torch.nan))
         heads: Heads = self.policy.heads
-        critic = {*heads.of_state.parameters(), *heads.of_action.parameters(), *heads.value.parameters()}
-        rest = [p for p in policy.parameters() if p not in critic and p.requires_grad]
-        self.optimizer = torch.optim.Adam([{"params": rest, "lr": lr_actor}, {"params": list(critic), "lr": lr_critic}])
+        critic = [*heads.of_state.parameters(), *heads.of_action.parameters(), *heads.value.parameters()]
+        judges = {id(parameter) for parameter in critic}
+        rest = [parameter for parameter in policy.parameters() if id(parameter) not in judges]
+        self.optimizer = torch.optim.Adam([{"params": rest, "lr": lr_actor}, {"params": critic, "lr": lr_critic}])
 
     @property
     def warming_up(self) -> bool:

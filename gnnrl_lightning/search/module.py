@@ -97,11 +97,13 @@ class SearchModule(L.LightningModule):
         episodes, rows = self._roll_out(count)
         self._remember(rows)
         assert self._generator is not None
+        started = time.perf_counter()
         metrics = self.agent.learn(episodes, len(self.history) / self.episodes, self._generator, self._descend)
         best = self.best
         self.log_dict(
             {
                 **{f"losses/{name}": value for name, value in metrics.items()},
+                "seconds/learn": time.perf_counter() - started,
                 "search/episode": float(len(self.history)),
                 "search/best_reward": best["reward"],
                 "search/best_cost_ratio": best["cost_ratio"],

@@ -7,17 +7,19 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from searching import agent_of, bandit, run_search
+from searching import agent_of, bandit, in_iterations_of, run_search
 
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
 from gnnrl_lightning.search.module import SearchModule
 from gnnrl_lightning.topology import trace
 
+SHORTER = {"amc": {"ddpg": {"warmup": 2}}}
+
 
 def main() -> None:
     folder, agent, episodes = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     topology = trace(resnet_cifar(20, 10), torch.zeros(1, 3, 32, 32), min_keep=0.1)
-    policy = agent_of(agent, topology, **({} if agent == "uniform" else {"episodes_per_iteration": 3}))
+    policy = agent_of(agent, topology, **in_iterations_of(agent, 3), **SHORTER.get(agent, {}))
     module = SearchModule(policy, bandit(topology), episodes, seed=3, settings={})
     run_search(module, folder, devices=2, strategy="ddp")
     state = {"history": module.history, "parameters": module.agent.state_dict()}

@@ -10,13 +10,13 @@ from gnnrl_lightning.search.module import SearchModule
 from gnnrl_lightning.topology import Topology
 
 GENERATOR = torch.Generator()
-NAMES = ("gnnrl", "random", "uniform")
+NAMES = ("gnnrl", "random", "uniform", "amc", "agmc", "gnnrl_ddpg")
 
 
 def propose(name: str, topology: Topology, seed: int, batch: int = 4) -> Tensor:
     agent = agent_of(name, topology)
     with torch.no_grad():
-        return agent.propose(torch.full((batch, 12), 0.8), torch.Generator().manual_seed(seed))
+        return agent.propose(torch.ones(batch, 12), torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from searching import agent_of, bandit, run_search, without_time
+from searching import agent_of, bandit, in_iterations_of, run_search, without_time
 from torch import Tensor
 
 from gnnrl_lightning.search.module import HISTORY, SearchModule
@@ -16,8 +16,7 @@ SETTINGS = {"budget": 0.5, "model": {"name": "resnet20"}, "seed": 3}
 def module_of(
     topology: Topology, agent: str = "gnnrl", episodes: int = 14, seed: int = 3, **changed: Any
 ) -> SearchModule:
-    if agent != "uniform":
-        changed = {"episodes_per_iteration": 4} | changed
+    changed = in_iterations_of(agent, 4) | changed
     return SearchModule(agent_of(agent, topology, **changed), bandit(topology), episodes, seed, SETTINGS)
 
 

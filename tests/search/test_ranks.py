@@ -9,7 +9,7 @@ SCRIPT = Path(__file__).with_name("search_on_two_ranks.py")
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("agent", "episodes"), [("gnnrl", 12), ("gnnrl", 14), ("gnnrl", 13), ("random", 7), ("uniform", 3)]
+    ("agent", "episodes"), [("gnnrl", 12), ("gnnrl", 14), ("gnnrl", 13), ("random", 7), ("uniform", 3), ("amc", 8)]
 )
 def test_two_ranks_search_together(tmp_path: Path, agent: str, episodes: int) -> None:
     process = start(SCRIPT, [str(tmp_path), agent, str(episodes)], tmp_path)

@@ -1,11 +1,14 @@
 """GNN-RL: PPO on the multi-stage graph embedding (ICML 2022)."""
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnnrl_lightning.nn.actor_critic import ActorCritic
 from gnnrl_lightning.nn.encoder import GraphEncoder
+from gnnrl_lightning.resume import read_checkpoint
 from gnnrl_lightning.search.agents.protocol import Descend, Episodes
 from gnnrl_lightning.search.ppo import clipped_objective, generalized_advantage, standardize
 from gnnrl_lightning.task import Task
@@ -33,6 +36,8 @@ class GNNRLAgent(nn.Module):
         lr: Adam's learning rate of encoder and heads at the start (authors' code: 3e-4). It shrinks with the standard
             deviation, so that a step of the mean stays the same part of what is explored.
         offset_lr: The same of the groups' offsets.
+        encoder_from: Folder of a search with this agent, on any network, whose encoder is taken over (paper, Fig. 8).
+        freeze_encoder: Whether the encoder stays as it is, so that only the heads learn.
     """
 
     std: Tensor
@@ -55,6 +60,8 @@ class GNNRLAgent(nn.Module):
         critic_coeff: float,
         lr: float,
         offset_lr: float,
+        encoder_from: str | None = None,
+        freeze_encoder: bool = False,
     ):
         super().__init__()
         if episodes_per_iteration < 2:
@@ -64,6 +71,10 @@ class GNNRLAgent(nn.Module):
             )
         graph = hierarchical_graph(task.topology)
         self.policy = ActorCritic(GraphEncoder(graph, **encoder), hidden_size, initial_ratio, coupling, correlation)
+        if encoder_from is not None:
+            _take_encoder(self.policy.encoder, Path(encoder_from))
+        self.policy.encoder.requires_grad_(not freeze_encoder)
+        self.freeze_encoder = freeze_encoder
         self.stds = (action_std, final_action_std)
         self.episodes_per_iteration = episodes_per_iteration
         self.ppo_epochs = ppo_epochs
@@ -94,7 +105,8 @@ class GNNRLAgent(nn.Module):
         observations = episodes.observations[active].to(device)  # [N, G]
         ratios = episodes.ratios[active].to(device)
         with torch.no_grad():
-            mean, values = self.policy(observations)
+            embedded = self.policy.embed(observations)
+            mean, values = self.policy.heads(*embedded)
             old_log_prob = self.policy.distribution(mean, float(self.std)).log_prob(ratios)
         rewards = standardize(episodes.rewards.sum(0)) * episodes.last
         old_values = torch.zeros_like(rewards)
@@ -103,7 +115,9 @@ class GNNRLAgent(nn.Module):
         advantage, returns = standardize(advantage[active]).to(device), returns[active].to(device)
         metrics: dict[str, Tensor] = {}
         for _ in range(self.ppo_epochs):
-            mean, values = self.policy(observations)
+            if not self.freeze_encoder:
+                embedded = self.policy.embed(observations)
+            mean, values = self.policy.heads(*embedded)
             log_prob = self.policy.distribution(mean, float(self.std)).log_prob(ratios)
             metrics = clipped_objective(log_prob, old_log_prob, advantage, self.clip_epsilon)
             critic_loss = F.mse_loss(values, returns)
@@ -121,3 +135,22 @@ class GNNRLAgent(nn.Module):
     def optimizer(self) -> torch.optim.Optimizer:
         """Adam over all parameters that are not frozen."""
         return self._optimizer
+
+
+def _take_encoder(encoder: GraphEncoder, run: Path) -> None:
+    path, prefix = run / "checkpoints" / "last.ckpt", "agent.policy.encoder."
+    if not path.is_file():
+        raise ValueError(f"agent.encoder_from={run} is not the folder of a search: {path} does not exist.")
+    state = read_checkpoint(path).get("state_dict", {})
+    found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    if not found:
+        raise ValueError(
+            f"agent.encoder_from={run} has no encoder; it must be the folder of a search with agent=gnnrl."
+        )
+    try:
+        with torch.no_grad():
+            encoder.take(found)
+    except ValueError as error:
+        raise ValueError(
+            f"agent.encoder_from={run} has another encoder ({error}); give the agent.encoder.… of that search."
+        ) from error

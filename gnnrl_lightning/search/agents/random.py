@@ -8,20 +8,24 @@ from gnnrl_lightning.task import Task
 
 
 class RandomAgent(nn.Module):
-    """Draws every group's ratio from U(0, 1), each time anew.
+    """Draws every group's ratio from U(0, max_ratio), each time anew.
 
     Args:
         task: The search; of no interest.
+        max_ratio: In (0, 1].
         episodes_per_iteration: Episodes between two checkpoints.
     """
 
-    def __init__(self, task: Task, episodes_per_iteration: int = 16):
+    def __init__(self, task: Task, max_ratio: float = 1.0, episodes_per_iteration: int = 16):
         super().__init__()
+        if not 0 < max_ratio <= 1:
+            raise ValueError(f"agent.max_ratio={max_ratio} must be in (0, 1].")
+        self.max_ratio = max_ratio
         self.episodes_per_iteration = episodes_per_iteration
 
     def propose(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """Independent uniform ratios."""
-        return torch.rand(observations.shape, generator=generator).to(observations)
+        return self.max_ratio * torch.rand(observations.shape, generator=generator).to(observations)
 
     def learn(
         self, episodes: Episodes, progress: float, generator: torch.Generator, descend: Descend
