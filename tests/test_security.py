@@ -26,6 +26,7 @@ COMMANDS = {
     "pruned/pruned.safetensors": "search.py {tiny} budget=0.25 plan={folder}/pruned/plan.json",
     "search/checkpoints/last.ckpt": "search.py {tiny} hydra.run.dir={folder}/search",
     "base/checkpoints/base.ckpt": "search.py {tiny} seed=5 hydra.run.dir={folder}/base",
+    "encoder/checkpoints/last.ckpt": "search.py {tiny} agent.encoder_from={folder}/encoder",
     "start.pt": "train.py model=resnet20 data=digits weights={file}",
     "teacher.pt": "train.py plan={plan} fit.distill=0.5 teacher={file}",
     "plan2.json": "train.py plan={file}",

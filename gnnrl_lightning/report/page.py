@@ -12,9 +12,9 @@ from gnnrl_lightning.report.numbers import MISSING, duration, faster, fixed, mil
 from gnnrl_lightning.report.record import read_record
 from gnnrl_lightning.report.tables import (
     RECOVERY_COLUMNS,
-    SETTINGS,
     SPEED_COLUMNS,
     STAGE_COLUMNS,
+    SWEPT,
     budget_line,
     check_columns,
     check_rows,
@@ -106,7 +106,7 @@ def _settings(results: dict[str, Any]) -> list[tuple[str, str]]:
     seconds = ", ".join(f"{step} {duration(value)}" for step, value in results["seconds"].items())
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     return [
-        *((name, str(results[name])) for name in SETTINGS),
+        *((name, str(results[name])) for name in SWEPT if results.get(name) is not None),
         ("device", results["device"]),
         ("images", images or MISSING),
         ("episodes", f"{results['episodes']:,} ({results['evaluations']:,} networks evaluated)"),

@@ -1,4 +1,7 @@
-"""Sums up a sweep (`python search.py -m …`): one table over all jobs, printed and as summary.csv, and one figure."""
+"""Sums up a sweep (`python search.py -m …`): one table over all jobs, printed and as summary.csv, and one figure.
+
+A sweep over several methods ends with their comparison as well.
+"""
 
 import atexit
 import csv
@@ -29,7 +32,10 @@ class SweepSummary(Callback):
 
 
 def summarise(folder: Path) -> None:
-    """Print one table over the jobs in `folder`, write it to summary.csv there and draw it; nothing without jobs."""
+    """Print one table over the jobs in `folder`, write it to summary.csv there and draw it; nothing without jobs.
+
+    Where more than one method has ended, they are compared.
+    """
     rows = sweep_rows(folder)
     if not rows:
         return
@@ -47,3 +53,7 @@ def summarise(folder: Path) -> None:
 
     if save_sweep_figure(rows, folder):
         console.print(f"The figure: {folder / 'summary.png'}", markup=False, soft_wrap=True)
+    if len({row["method"] or row["agent"] for row in rows if row["status"] == "done"}) > 1:
+        from gnnrl_lightning.report.comparison import compare
+
+        compare([folder], folder, console)

@@ -41,7 +41,7 @@ def save_sweep_figure(rows: list[dict[str, Any]], folder: Path) -> bool:
         figure = Figure(figsize=(10, 5.5), layout="constrained")
         axes = figure.subplots()
         figure.suptitle(f"{len(done)} pruned networks, and what they were before")
-        keys = [name for name in ("model", "agent") if len({row[name] for row in done}) > 1] or ["model"]
+        keys = [name for name in ("model", "method", "agent") if len({row[name] for row in done}) > 1] or ["model"]
         kinds = list(dict.fromkeys(tuple(str(row[key]) for key in keys) for row in done))
         for number, kind in enumerate(kinds):
             of = [row for row in done if tuple(str(row[key]) for key in keys) == kind]

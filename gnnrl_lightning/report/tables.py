@@ -23,6 +23,9 @@ RECOVERY_COLUMNS = ("images seen", "top-1 %")
 
 SETTINGS = ("model", "data", "agent", "importance", "recovery", "cost", "budget", "seed")
 
+SWEPT = ("model", "data", "method", *SETTINGS[2:])
+"""What jobs of a sweep may differ in; a method (None in results from before there were any) names several at once."""
+
 
 def stage_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
     """Cells of the table of stages, one row per stage in the order of `STAGE_COLUMNS`."""
@@ -118,24 +121,41 @@ def top1_table(results: dict[str, Any]) -> Table:
     return table
 
 
+def sweep_jobs(folder: Path) -> dict[Path, dict[str, Any] | None]:
+    """The searches in `folder` and what is in their results.json, None if they did not end; in the folders' order."""
+    # A job's own stages are no jobs.
+    found = (path for path in folder.rglob("results.json") if "stages" not in path.relative_to(folder).parts)
+    jobs = {path.parent for path in found}
+    jobs |= {path.parent.parent for path in folder.rglob(".hydra/overrides.yaml")}
+    files = {job: job / "results.json" for job in sorted(jobs, key=_natural)}
+    read = {
+        job: json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None for job, file in files.items()
+    }
+    # What a train.py wrote has no stages.
+    return {job: results for job, results in read.items() if results is None or "stages" in results}
+
+
+def named_settings(job: Path) -> dict[str, str]:
+    """Which of the settings `SWEPT` a job's command line named."""
+    overrides = OmegaConf.load(job / ".hydra" / "overrides.yaml")
+    named = dict(str(override).partition("=")[::2] for override in overrides)
+    return {name: value for name, value in named.items() if name in SWEPT}
+
+
 def sweep_rows(folder: Path) -> list[dict[str, Any]]:
     """One row per job of a sweep, in the order of its folders; numbers, not text, ready for a CSV file.
 
     A job without results.json gets `status` "failed" and those settings that its command line named.
     """
-    # A job's own stages are no jobs.
-    found = (path for path in folder.rglob("results.json") if "stages" not in path.relative_to(folder).parts)
-    jobs = {path.parent for path in found}
-    jobs |= {path.parent.parent for path in folder.rglob(".hydra/overrides.yaml")}
-    return [_sweep_row(job, folder) for job in sorted(jobs, key=_natural)]
+    return [_sweep_row(job, results, folder) for job, results in sweep_jobs(folder).items()]
 
 
 def sweep_table(rows: list[dict[str, Any]]) -> Table:
     """One row per job; settings that all jobs share stand in the caption, so that the table stays narrow."""
     # What a failed job did not say on its command line is unknown, not different.
-    values = {name: {str(row[name]) for row in rows if row[name] is not None} for name in SETTINGS}
-    varied = [name for name in SETTINGS if len(values[name]) > 1]
-    shared = [f"{name} {value}" for name in SETTINGS if len(values[name]) == 1 for value in values[name]]
+    values = {name: {str(row[name]) for row in rows if row[name] is not None} for name in SWEPT}
+    varied = [name for name in SWEPT if len(values[name]) > 1]
+    shared = [f"{name} {value}" for name in SWEPT if len(values[name]) == 1 for value in values[name]]
     table = Table(
         title=f"{len(rows)} jobs",
         caption=escape(", ".join(shared)),
@@ -171,7 +191,7 @@ def sweep_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _sweep_row(job: Path, sweep: Path) -> dict[str, Any]:
+def _sweep_row(job: Path, results: dict[str, Any] | None, sweep: Path) -> dict[str, Any]:
     """The columns of summary.csv, in their order."""
     stages = ("original", "pruned", "fine_tuned")
     numbers = (
@@ -184,18 +204,15 @@ def _sweep_row(job: Path, sweep: Path) -> dict[str, Any]:
         "latency_ratio",
     )
     row: dict[str, Any] = {"folder": job.relative_to(sweep).as_posix(), "status": "failed"}
-    row |= dict.fromkeys([*SETTINGS, *(f"top1_{stage}" for stage in stages), *numbers])
-    if not (job / "results.json").is_file():
-        overrides = OmegaConf.load(job / ".hydra" / "overrides.yaml")
-        named = dict(str(override).partition("=")[::2] for override in overrides)
-        return row | {name: value for name, value in named.items() if name in SETTINGS}
-    results = json.loads((job / "results.json").read_text(encoding="utf-8"))
+    row |= dict.fromkeys([*SWEPT, *(f"top1_{stage}" for stage in stages), *numbers])
+    if results is None:
+        return row | named_settings(job)
     original, *_, last = results["stages"]
     cost = results["cost_values"]
     return (
         row
         | {"status": "done"}
-        | {name: results[name] for name in SETTINGS}
+        | {name: results.get(name) for name in SWEPT}
         | {f"top1_{stage['name'].replace('-', '_')}": stage["top1"] for stage in results["stages"]}
         | {name: last[name] for name in ("macs", "params", "latency_ms", "latency_ratio")}
         | {f"{name}_percent": 100 * last[name] / original[name] for name in ("macs", "params")}

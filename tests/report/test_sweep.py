@@ -69,3 +69,34 @@ def test_a_sweep_without_jobs_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     shutil.rmtree(tmp_path)
     summarise(tmp_path)
+
+
+def test_a_sweep_over_methods_ends_with_their_comparison(
+    tmp_path: Path, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from gnnrl_lightning.report.sweep import summarise
+
+    make_run(tmp_path / "0", agent="amc_agent", method="amc")
+    make_run(tmp_path / "1", agent="amc_agent", method="amc", seed=1, importance="l2")
+    (tmp_path / "2" / ".hydra").mkdir(parents=True)
+    (tmp_path / "2" / ".hydra" / "overrides.yaml").write_text("- method=gnnrl\n")
+    summarise(tmp_path)
+    assert not list(tmp_path.glob("comparison.*")) and "Comparison" not in capsys.readouterr().out
+
+    make_run(tmp_path / "2", agent="random", method=None)  # an agent that no method names
+    summarise(tmp_path)
+    assert {path.suffix for path in tmp_path.glob("comparison.*")} == {".csv", ".md", ".png", ".svg"}
+    assert "Comparison written to" in capsys.readouterr().out
+    with (tmp_path / "summary.csv").open(newline="") as file:
+        assert [row["method"] for row in csv.DictReader(file)] == ["amc", "amc", ""]
+    assert "| random | 1 |" in (tmp_path / "comparison.md").read_text()
+
+
+def test_a_sweep_of_trainings_has_no_summary_of_searches(tmp_path: Path) -> None:
+    from gnnrl_lightning.report.sweep import summarise
+
+    (tmp_path / "0" / ".hydra").mkdir(parents=True)
+    (tmp_path / "0" / ".hydra" / "overrides.yaml").write_text("- seed=0\n")
+    (tmp_path / "0" / "results.json").write_text('{"model": "resnet20", "data": "digits", "stage": "base", "top1": {}}')
+    summarise(tmp_path)
+    assert not (tmp_path / "summary.csv").exists()

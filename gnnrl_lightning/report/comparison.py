@@ -1,0 +1,177 @@
+"""Compares methods that searched under the same conditions: means over seeds as a table, learning curves as a figure.
+
+A sweep over methods ends with it. From the folders of finished searches, wherever they lie, it is made by
+
+    python -m gnnrl_lightning.report.comparison FOLDER [FOLDER ...] --out FOLDER
+"""
+
+import argparse
+import csv
+import io
+import statistics
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gnnrl_lightning.files import write_text
+from gnnrl_lightning.report.comparison_figure import save_comparison_figure
+from gnnrl_lightning.report.comparison_runs import Run, Task, by_task, evaluations_until, read_runs, seeds, unlike
+from gnnrl_lightning.report.numbers import MINUS, NO_BREAK, fixed
+
+
+@dataclass(frozen=True)
+class Column:
+    """A quantity of the table."""
+
+    name: str
+    """In comparison.csv, with `_mean` and `_std`."""
+    title: str
+    digits: int
+    of: Callable[[Run], float | None]
+
+
+COLUMNS = (
+    Column("best_reward", "best\nreward, %", 2, lambda run: float(run.curve[-1])),
+    Column("winner_reward", "winner's reward,\nwhole split, %", 2, lambda run: run.results["reward"]["whole_split"]),
+    Column("top1_pruned", "test top-1\npruned, %", 2, lambda run: run.top1("pruned")),
+    Column("top1_fine_tuned", "test top-1\nfine-tuned, %", 2, lambda run: run.top1("fine-tuned")),
+    Column("evaluations", "evaluations", 0, lambda run: len(run.curve)),
+    Column("search_seconds", "search, s", 0, lambda run: run.results["seconds"]["search"]),
+    Column("evaluations_to_99", "evaluations\nto 99 %", 0, lambda run: evaluations_until(run.curve)),
+)
+
+LEGEND = (
+    f"Mean ± sample standard deviation over the runs; no spread for a single one. Reward: {MINUS}(top-1 error in %) on "
+    "images held out of the training images: the best of a run on those that the search sees, the winner's on the "
+    "whole split. Evaluations: networks that the search tested; one proposed again does not count. To 99 %: until the "
+    "best accuracy, 100 + reward, is 99 % of what it is at the run's end. Sorted by the winner's reward."
+)
+
+
+def mean_std(values: Iterable[float | None]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation (n - 1); no mean if a value is missing, no deviation of a single one."""
+    known = []
+    for value in values:
+        if value is None:
+            return None, None
+        known.append(value)
+    return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
+
+
+def comparison_rows(tasks: dict[Task, dict[str, list[Run]]]) -> list[dict[str, Any]]:
+    """One row per task and method: numbers, not text, the columns of comparison.csv in their order."""
+    rows = []
+    for task, methods in tasks.items():
+        for label, runs in methods.items():
+            row = {**task._asdict(), "method": label, "runs": len(runs), "seeds": seeds(runs)}
+            for column in COLUMNS:
+                mean, std = mean_std(column.of(run) for run in runs)
+                row |= {f"{column.name}_mean": mean, f"{column.name}_std": std}
+            rows.append(row)
+    return rows
+
+
+def notes(methods: dict[str, list[Run]]) -> list[str]:
+    """What stands below the table of one task: what the network was before, and where its runs are not alike."""
+    mean, std = mean_std(run.top1("original") for runs in methods.values() for run in runs)
+    before = _cell(mean, std or None, 2)  # one network, or one per seed
+    return [f"Test top-1 of the unpruned network: {before}{NO_BREAK}%.", *unlike(methods)]
+
+
+def comparison_table(title: str, rows: list[dict[str, Any]], below: list[str]) -> Table:
+    """The table of one task for the terminal."""
+    table = Table(
+        title=escape(title),
+        caption=escape("\n".join(below)),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title_style="bold",
+        caption_style="",
+    )
+    for head in _HEADS:
+        method = head == "method"
+        table.add_column(head, justify="left" if method else "right", overflow="fold", no_wrap=not method)
+    for row in rows:
+        table.add_row(*map(escape, _cells(row)))
+    return table
+
+
+def markdown_table(title: str, rows: list[dict[str, Any]], below: list[str]) -> str:
+    """The table of one task for a page such as docs/results.md."""
+    heads = [head.replace("\n", " ") for head in _HEADS]
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *map(_cells, rows)]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return "\n\n".join([f"**{title}**", table, *below])
+
+
+def compare(folders: list[Path], out: Path, console: Console) -> None:
+    """Prints the comparison of all searches in `folders`, writes comparison.csv and .md to `out`, .png and .svg too.
+
+    Raises:
+        ValueError: No search in them has ended, or one has lost its files.
+    """
+    runs, unfinished = read_runs(folders)
+    tasks = by_task(runs)
+    rows = comparison_rows(tasks)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(out / "comparison.csv", text.getvalue())
+    last = [LEGEND, *([f"Left out, not finished: {', '.join(unfinished)}."] if unfinished else [])]
+    parts = []
+    for task, methods in tasks.items():
+        own = [row for row in rows if all(row[name] == value for name, value in task._asdict().items())]
+        below = notes(methods)
+        console.print(comparison_table(str(task), own, below), "")
+        parts.append(markdown_table(str(task), own, below))
+    for line in last:
+        console.print(line, markup=False, highlight=False)
+    write_text(out / "comparison.md", "\n\n".join([*parts, *last]) + "\n")
+    curves = {
+        str(task): {label: [run.curve for run in each] for label, each in methods.items()}
+        for task, methods in tasks.items()
+    }
+    save_comparison_figure(curves, out)
+    console.print(f"Comparison written to {out / 'comparison.md'}, .csv and .png", markup=False, soft_wrap=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; what the user got wrong is told in one line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gnnrl_lightning.report.comparison",
+        description="Compares the finished searches in some folders: comparison.csv, .md, .png and .svg.",
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="runs or sweeps, searched recursively")
+    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="where the files go")
+    given = parser.parse_args(arguments)
+    try:
+        # A file has no width of its own, and rich's 80 columns would break the rows.
+        compare(given.folders, given.out, Console(width=None if sys.stdout.isatty() else 140))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+_HEADS = ("method", "runs", *(column.title for column in COLUMNS))
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    """A row's text in the order of `_HEADS`."""
+    numbers = (_cell(row[f"{column.name}_mean"], row[f"{column.name}_std"], column.digits) for column in COLUMNS)
+    return [row["method"], str(row["runs"]), *numbers]
+
+
+def _cell(mean: float | None, std: float | None, digits: int) -> str:
+    """The mean, and its spread where there is one."""
+    return fixed(mean, digits) if std is None else f"{fixed(mean, digits)} ± {fixed(std, digits)}"
+
+
+if __name__ == "__main__":
+    main()

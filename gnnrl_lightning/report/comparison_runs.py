@@ -1,0 +1,199 @@
+"""The finished searches that a comparison is made of: read, told apart by method, and checked for being alike."""
+
+import csv
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from gnnrl_lightning.report.tables import named_settings, sweep_jobs
+
+NEARLY = 0.99
+"""The share of a run's final best accuracy that counts as "found"."""
+
+_FREE = ("agent", "importance", "recovery", "method")
+"""Settings that belong to a method: they may differ between methods, but not between the runs of one."""
+
+_IGNORED = ("seed", "paths", "logger", "callbacks", "export")
+"""Settings that have no influence on what is compared, or are what it is repeated over."""
+
+
+class Task(NamedTuple):
+    """What methods have in common that can be compared."""
+
+    model: str
+    data: str
+    cost: str
+    budget: float
+
+    def __str__(self) -> str:
+        return f"{self.model} on {self.data}, budget {self.budget:g} ({self.cost})"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished search, as far as a comparison needs it."""
+
+    results: dict[str, Any]
+    """What is in results.json."""
+    settings: dict[str, str]
+    """Every setting by its dotted name, and the device; the device alone where the run wrote no config.yaml."""
+    curve: np.ndarray
+    """[E] the best reward after each evaluation."""
+
+    @property
+    def method(self) -> str:
+        """What searched: the method, or the agent where no method was named."""
+        return str(self.results.get("method") or self.results["agent"])
+
+    @property
+    def task(self) -> Task:
+        """What it searched for."""
+        return Task(*(self.results[name] for name in Task._fields))
+
+    def top1(self, stage: str) -> float | None:
+        """Accuracy on the test images in %: of the network `original`, `pruned` or `fine-tuned`, None if untested."""
+        values = {each["name"]: each["top1"] for each in self.results["stages"]}
+        return values.get(stage)
+
+
+def running_best(history: Path) -> np.ndarray:
+    """The best reward after each evaluation of a search, [E].
+
+    Evaluations are the episodes of history.csv whose reward was not known already (`cached` is 0): what was known
+    cost nothing, and lies with the evaluation before it. Every episode is within the budget, so all count.
+    """
+    with history.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    best = np.maximum.accumulate([float(row["reward"]) for row in rows])
+    # If an agent knew its first proposal, that one stands for an evaluation too.
+    number = np.maximum(np.cumsum([row["cached"] == "0" for row in rows]), 1)
+    last = np.append(np.diff(number) > 0, True)
+    return best[last]
+
+
+def evaluations_until(curve: np.ndarray, share: float = NEARLY) -> int:
+    """How many evaluations it took to find nearly the best.
+
+    Rewards are negative errors, so a share is taken of the accuracy, 100 + reward: the first evaluation at which the
+    running best accuracy reaches `share` of the run's final best accuracy. Our reading of "converged": it looks back
+    from the end of the same run, so a method that never gets far may be there early.
+
+    Args:
+        curve: [E] the best reward after each evaluation.
+        share: In (0, 1].
+    """
+    accuracy = 100 + curve
+    # 100 - 20.8 must count as 99 % of 80, which floating point numbers alone do not promise.
+    return int(np.argmax(accuracy >= share * accuracy[-1] - 1e-9)) + 1
+
+
+def read_runs(folders: list[Path]) -> tuple[list[Run], list[str]]:
+    """The finished searches in `folders` or below, each once, and the names of those that did not end.
+
+    Raises:
+        ValueError: There is none that has ended, or no such folder.
+    """
+    runs, unfinished, seen = [], [], set()
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(
+                f"{folder} is no folder; give folders of finished searches, e.g. outputs/multirun/<sweep>."
+            )
+        for job, results in sweep_jobs(folder).items():
+            if job.resolve() in seen:
+                continue
+            seen.add(job.resolve())
+            if results is None:
+                named = ", ".join(f"{name} {value}" for name, value in named_settings(job).items())
+                unfinished.append(f"{job.relative_to(folder.parent).as_posix()} ({named})")
+                continue
+            if not (job / "history.csv").is_file():
+                raise ValueError(f"{job} holds no history.csv; give the whole folder of the search, or leave it out.")
+            config = job / "config.yaml"
+            settings = _flat(OmegaConf.to_container(OmegaConf.load(config))) if config.is_file() else {}
+            settings["device"] = results["device"]
+            runs.append(Run(results, settings, running_best(job / "history.csv")))
+    if not runs:
+        raise ValueError(
+            f"no finished search in {', '.join(map(str, folders))}; "
+            "give folders that hold a results.json and a history.csv, e.g. outputs/multirun/<sweep>."
+        )
+    return runs, unfinished
+
+
+def by_task(runs: list[Run]) -> dict[Task, dict[str, list[Run]]]:
+    """The runs of each task by the label of their method, the best winners first.
+
+    The label is the method's name. If importance or recovery differ between the runs of that name, in any task, they
+    stand in it: "gnnrl (importance=l2)".
+    """
+    labels = []
+    for run in runs:
+        rivals = [other.results for other in runs if other.method == run.method]
+        varied = [name for name in ("importance", "recovery") if len({each[name] for each in rivals}) > 1]
+        more = ", ".join(f"{name}={run.results[name]}" for name in varied)
+        labels.append(f"{run.method} ({more})" if more else run.method)
+    tasks: dict[Task, dict[str, list[Run]]] = {}
+    for run, label in zip(runs, labels, strict=True):
+        tasks.setdefault(run.task, {}).setdefault(label, []).append(run)
+    return {task: dict(sorted(tasks[task].items(), key=_winners, reverse=True)) for task in sorted(tasks)}
+
+
+def unlike(methods: dict[str, list[Run]]) -> list[str]:
+    """Warnings, in sentences: where the runs of one task are not alike, so that a comparison is not quite fair."""
+    lines = []
+    apart = _differences(methods, lambda group: group not in (*_FREE, *_IGNORED))
+    if apart:
+        lines.append(f"Warning: not alike in all runs: {'; '.join(apart)}.")
+    for label, runs in methods.items():
+        inside = _differences({label: runs}, lambda group: group in _FREE)
+        numbers = [run.results["seed"] for run in runs]
+        if len(set(numbers)) < len(numbers):
+            inside.append(f"seeds {seeds(runs)}")
+        if inside:
+            lines.append(f"Warning: the runs of {label} differ in more than the seed: {'; '.join(inside)}.")
+    return lines
+
+
+def seeds(runs: list[Run]) -> str:
+    """The seeds of some runs as text, in order."""
+    return " ".join(str(seed) for seed in sorted(run.results["seed"] for run in runs))
+
+
+def _winners(item: tuple[str, list[Run]]) -> float:
+    """Sort key: the mean reward of a method's winners on the whole split."""
+    return float(np.mean([run.results["reward"]["whole_split"] for run in item[1]]))
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, str]:
+    """The leaves of nested settings as text, by their dotted names."""
+    if not isinstance(node, dict) or not node:
+        return {prefix: str(node)}
+    joined = (_flat(value, f"{prefix}.{name}".lstrip(".")) for name, value in node.items())
+    return {name: value for part in joined for name, value in part.items()}
+
+
+def _differences(methods: dict[str, list[Run]], wanted: Callable[[str], bool]) -> list[str]:
+    """The settings of `wanted` groups that differ, and in whose runs: "episodes 200 (amc) against 208 (4 methods)".
+
+    What a run does not say, because it is older than the setting, is unknown, not different.
+    """
+    found: dict[str, dict[str, dict[str, None]]] = {}
+    for label, runs in methods.items():
+        for run in runs:
+            for name, value in run.settings.items():
+                if wanted(name.partition(".")[0]):
+                    found.setdefault(name, {}).setdefault(value, {})[label] = None
+
+    def whose(labels: Collection[str]) -> str:
+        return ", ".join(labels) if len(labels) < 4 else f"{len(labels)} methods"
+
+    return [
+        f"{name} " + " against ".join(f"{value} ({whose(labels)})" for value, labels in values.items())
+        for name, values in found.items()
+        if len(values) > 1
+    ]
