@@ -22,7 +22,8 @@ def agent_of(name: str, topology: Topology, seed: int = 0, **changed: Any) -> An
     """An agent with the settings of conf/agent, initialised from a seed."""
     torch.manual_seed(seed)
     node = OmegaConf.merge(OmegaConf.load(AGENTS / f"{name}.yaml"), changed)
-    return build(node, task=bandit(topology).task(list))  # type: ignore[arg-type]
+    scores = [torch.arange(float(group.width)) for group in topology.groups]
+    return build(node, task=bandit(topology).task(lambda: scores))  # type: ignore[arg-type]
 
 
 def in_iterations_of(name: str, episodes: int) -> dict[str, int]:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gnnrl_lightning.config import require_number, require_whole
 from gnnrl_lightning.search.agents.protocol import Descend
 
 
@@ -146,6 +147,9 @@ class DDPG(nn.Module):
         baseline_decay: Share of the old in the moving average that is taken from rewards (AMC: 0.5).
         lr_actor: Adam's learning rate of the actor, and of what makes states (AMC: 1e-4).
         lr_critic: The same of the critic (AMC: 1e-3).
+
+    Raises:
+        ValueError: If a value is out of range.
     """
 
     episodes: Tensor
@@ -166,6 +170,14 @@ class DDPG(nn.Module):
         lr_critic: float,
     ):
         super().__init__()
+        require_whole("agent.batch_size", rows_per_update, 1)
+        require_whole("agent.ddpg.warmup", warmup, 0)
+        for name, value in {"noise": noise, "lr_actor": lr_actor, "lr_critic": lr_critic}.items():
+            require_number(f"agent.ddpg.{name}", value, above=0)
+        shares = {"noise_decay": noise_decay, "gamma": gamma, "tau": tau, "baseline_decay": baseline_decay}
+        for name, value in shares.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"agent.ddpg.{name}={value} must be in [0, 1].")
         assert isinstance(policy, nn.Module)
         self.policy: Any = policy
         self.target: Any = copy.deepcopy(policy).requires_grad_(False)

@@ -158,6 +158,9 @@ def test_only_the_end_of_an_episode_is_rewarded(resnet20_topology: Topology) -> 
         ("amc", {"min_keep": 1.5}, r"agent\.min_keep=1\.5 must be in \[0, 1\]"),
         ("agmc", {"warmup_ratio": 0.0}, r"agent\.warmup_ratio=0\.0 must be in \(0, 1\]"),
         ("gnnrl_ddpg", {"warmup_ratio": 2.0}, r"agent\.warmup_ratio=2\.0 must be in \(0, 1\]"),
+        ("amc", {"ddpg": {"tau": 1.5}}, r"agent\.ddpg\.tau=1\.5 must be in \[0, 1\]"),
+        ("amc", {"ddpg": {"warmup": -1}}, r"agent\.ddpg\.warmup=-1 must be a whole number of at least 0"),
+        ("amc", {"ddpg": {"noise": 0}}, r"agent\.ddpg\.noise=0 must be a number above 0"),
         ("random", {"max_ratio": 0.0}, r"agent\.max_ratio=0\.0 must be in \(0, 1\]"),
     ],
 )
