@@ -1,19 +1,23 @@
 """How much of a search is anything but the forward passes that rewards cost. Run: make bench.
 
-Two ratios on ResNet-56 with random weights and images, all measured in one process:
+On ResNet-56 with random weights and images, all measured in one process:
 
 * iteration: roll-outs, surgery, rewards and PPO of 16 episodes, over the bare forward passes of the same 16 pruned
   networks on the same 1,000 images (bar: 1.3);
 * step: whole roll-outs of 16 episodes without their rewards, the landing on the budget included, over the steps that
-  the episodes took, in milliseconds (bar: 5).
+  the episodes took, in milliseconds (bar: 5);
+* frozen encoder: learning from 16 episodes with agent.freeze_encoder=true over learning with all of the agent, by
+  turns, and what that makes of the time of an iteration.
 """
 
 import statistics
 import time
+from functools import partial
 
 import lightning as L
 import torch
 from hydra import compose, initialize
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
@@ -27,9 +31,10 @@ from gnnrl_lightning.pruning.importance.magnitude import Magnitude
 from gnnrl_lightning.pruning.surgery import prune
 from gnnrl_lightning.search.environment import PruningEnv
 from gnnrl_lightning.search.module import SearchModule
+from gnnrl_lightning.task import Task
 from gnnrl_lightning.topology import trace
 
-IMAGES, BATCH, EPISODES, ITERATIONS, ROLL_OUTS = 1000, 250, 16, 3, 20
+IMAGES, BATCH, EPISODES, ITERATIONS, ROLL_OUTS, REPEATS = 1000, 250, 16, 3, 20, 5
 BUDGET, DEVICE = 0.5, torch.device("cpu")
 
 
@@ -68,6 +73,29 @@ def milliseconds_per_step(module: SearchModule) -> float:
     return statistics.median(times)
 
 
+def step_down(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def frozen_over_trained(module: SearchModule, config: DictConfig, task: Task) -> tuple[float, float]:
+    """Ratio of the times that learning takes with the encoder frozen and trained; and the latter, in seconds."""
+    episodes, _ = module._roll_out(EPISODES)
+    agents = [build(config.agent, task=task)]
+    config.agent.freeze_encoder = True
+    agents.append(build(config.agent, task=task))
+    times: list[list[float]] = [[], []]
+    for turn in range(2 * REPEATS):
+        agent = agents[turn % 2]
+        descend = partial(step_down, agent.optimizer())
+        started = time.perf_counter()
+        agent.learn(episodes, 0.5, torch.Generator(), descend)
+        times[turn % 2].append(time.perf_counter() - started)
+    trained, frozen = map(statistics.median, times)
+    return frozen / trained, trained
+
+
 def main() -> None:
     register()
     with initialize(version_base="1.3", config_path="../conf"):
@@ -97,6 +125,10 @@ def main() -> None:
     ratio = sum(clock.whole[1:]) / sum(clock.bare[1:])
     table.add_row(f"iteration of {EPISODES} episodes / bare forward passes", f"{ratio:.2f}×", "1.30×")
     table.add_row("roll-out, per episode and step", f"{milliseconds_per_step(module):.2f} ms", "5 ms")
+    frozen, learning = frozen_over_trained(module, config, task)
+    iteration = sum(clock.whole[1:]) / len(clock.whole[1:])
+    table.add_row("learning, encoder frozen / trained", f"{frozen:.2f}×", "")
+    table.add_row("iteration, encoder frozen / trained", f"{1 - (1 - frozen) * learning / iteration:.2f}×", "")
     Console().print(table)
 
 
