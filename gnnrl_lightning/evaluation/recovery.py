@@ -1,5 +1,8 @@
 """Recovery: what a pruned network may do before its reward is taken. Called with training images, never others."""
 
+from collections.abc import Generator, Iterator
+from itertools import islice
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -105,18 +108,47 @@ class FinetuneRecovery:
         """Trains the network in place; the same network and images give the same result."""
         # Training goes on to move the statistics: all images would make an epoch a third dearer and change nothing.
         recalibrate(model, HeldImages(images.pixels[:_CALIBRATION], images.preprocessing), self.batch_size)
-        modes = _modes(model)
-        model.train()
-        optimizer = torch.optim.SGD(model.parameters(), self.lr, momentum=0.9, weight_decay=4e-5)
-        # Dropout inside the network would draw from the global generator: fork it, so that a reward has one value.
-        device = images.pixels.device
+        steps = max(1, round(self.epochs * steps_per_epoch(len(images), self.batch_size)))
+        for _ in sgd_steps(model, images, labels, self.batch_size, self.lr, steps):
+            pass
+
+
+def sgd_steps(
+    model: nn.Module, images: HeldImages, labels: Tensor, batch_size: int, lr: float, steps: int
+) -> Generator[Tensor, None, None]:
+    """Trains a network in place by SGD; the same network and images give the same result.
+
+    Args:
+        model: In train mode until the last step, or until the generator is closed.
+        images: Training images, [N, 3, H, W].
+        labels: Their classes, [N].
+        batch_size: Images a step.
+        lr: Learning rate, constant.
+        steps: How many to make at most.
+
+    Yields:
+        The rows of the images of each step, after it was made.
+    """
+    modes = _modes(model)
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=4e-5)
+    # Dropout inside the network would draw from the global generator: fork it, so that a reward has one value.
+    device = images.pixels.device
+    try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
             torch.manual_seed(0)
-            for batch in _batches(len(images), self.batch_size, self.epochs):
+            for batch in islice(_batches(len(images), batch_size), steps):
                 optimizer.zero_grad()
                 F.cross_entropy(model(images[batch]), labels[batch]).backward()
                 optimizer.step()
+                yield batch
+    finally:
         _restore(modes)
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Steps in which every image is seen once, but for those that fill no batch; fewer than a batch make one."""
+    return max(1, images // batch_size)
 
 
 def _check_images(images: int | None, batch_size: int) -> None:
@@ -135,13 +167,10 @@ def _restore(modes: list[tuple[nn.Module, bool]]) -> None:
         module.training = training
 
 
-def _batches(images: int, batch_size: int, epochs: float) -> list[Tensor]:
+def _batches(images: int, batch_size: int) -> Iterator[Tensor]:
     """The rows of every step, in a new order each epoch, whose last images are left out if they fill no batch."""
     size = min(batch_size, images)
-    whole = images // size
-    steps = max(1, round(epochs * whole))
     generator = torch.Generator().manual_seed(0)
-    batches: list[Tensor] = []
-    while len(batches) < steps:
-        batches += torch.randperm(images, generator=generator)[: whole * size].split(size)
-    return batches[:steps]
+    while True:
+        rows = torch.randperm(images, generator=generator)
+        yield from rows[: images // size * size].split(size)

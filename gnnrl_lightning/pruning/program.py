@@ -1,6 +1,6 @@
 """Runs a traced network with a model's tensors: whole, in part, or without the channels that a plan removes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,6 +9,11 @@ from torch.utils import _pytree as pytree
 
 from gnnrl_lightning.topology import Topology
 from gnnrl_lightning.topology.trace import Program
+
+Layer = Callable[[Tensor], Any]
+"""An operation as a function of the activation whose channels it reads."""
+Read = Callable[[fx.Node, Tensor, Layer], Any]
+"""Computes an operation that reads channels: its node, the activation that they are of, and the operation itself."""
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -44,15 +49,21 @@ def evaluate(nodes: list[fx.Node], tensors: Mapping[str, Tensor], program: Progr
     return [values[node] for node in nodes]
 
 
-@torch.no_grad()
-def masked_output(tensors: Mapping[str, Tensor], topology: Topology, mask: Tensor, images: Tensor) -> list[Any]:
-    """What a network must compute without some of its channels: whatever reads them sees zeros in their place.
+def run(
+    tensors: Mapping[str, Tensor],
+    topology: Topology,
+    images: Tensor,
+    read: Read,
+    restricted: Callable[[fx.Node, Mapping[fx.Node, Any]], Tensor] | None = None,
+) -> list[Any]:
+    """Runs a network, and lets the caller have a hand in whatever reads channels.
 
     Args:
-        tensors: Parameters and buffers by name.
+        tensors: Parameters and buffers by name, where the images are.
         topology: The network.
-        mask: Which slots stay, [slots].
         images: A batch of inputs, [N, ...].
+        read: Computes every operation that reads channels.
+        restricted: Computes those that normalise or reduce over channels; None: they see all of them.
 
     Returns:
         The network's outputs, flat.
@@ -67,19 +78,44 @@ def masked_output(tensors: Mapping[str, Tensor], topology: Topology, mask: Tenso
             return [values[x] if isinstance(x, fx.Node) else x for x in pytree.tree_leaves(node.args)]
         if node.name in labels.reads and isinstance(labels.outputs[node.all_input_nodes[0].name], Tensor):
             source = node.all_input_nodes[0]
-            stays = topology.stays(labels.outputs[source.name], mask)
-            # Into a value of its own: others may read the same activation.
-            values[node] = _result(
-                node, {**values, source: values[source] * stays.to(values[source])}, tensors, program
-            )
-        elif node.name in labels.restricted:
-            values[node] = _restricted(node, values, topology, mask)
+
+            def layer(x: Tensor, node: Any = node, source: fx.Node = source) -> Any:
+                # What it is given as a value of its own: others may read the same activation.
+                return _result(node, {**values, source: x}, tensors, program, images)
+
+            values[node] = read(node, values[source], layer)
+        elif restricted is not None and node.name in labels.restricted:
+            values[node] = restricted(node, values)
         else:
             values[node] = _result(node, values, tensors, program, images)
         for source in node.all_input_nodes:
             if last_use[source] is node:
                 del values[source]
     raise AssertionError("a program ends with its outputs")
+
+
+@torch.no_grad()
+def masked_output(tensors: Mapping[str, Tensor], topology: Topology, mask: Tensor, images: Tensor) -> list[Any]:
+    """What a network must compute without some of its channels: whatever reads them sees zeros in their place.
+
+    Args:
+        tensors: Parameters and buffers by name.
+        topology: The network.
+        mask: Which slots stay, [slots].
+        images: A batch of inputs, [N, ...].
+
+    Returns:
+        The network's outputs, flat.
+    """
+
+    def read(node: fx.Node, activation: Tensor, layer: Layer) -> Any:
+        labels = topology.labels.outputs[node.all_input_nodes[0].name]
+        return layer(activation * topology.stays(labels, mask).to(activation))
+
+    def restricted(node: fx.Node, values: Mapping[fx.Node, Any]) -> Tensor:
+        return _restricted(node, values, topology, mask)
+
+    return run(tensors, topology, images, read, restricted)
 
 
 def _restricted(node: Any, values: Mapping[fx.Node, Any], topology: Topology, mask: Tensor) -> Tensor:
@@ -116,11 +152,17 @@ def _result(
         if node.name in program.state:
             return tensors[program.state[node.name]]
         if node.name in program.constants:
-            return program.constants[node.name]
+            constant = program.constants[node.name]
+            return constant if images is None else constant.to(images.device)
         assert images is not None
         return images.clone()  # operations in place are part of programs
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
     assert callable(node.target)
+    if Program.operation(node) == "sym_size":
+        return args[0].shape[args[1]]  # also under vmap, which does not know the operation
+    if images is not None:  # what is made lies where the images do, not where the trace was
+        device = images.device
+        args, kwargs = pytree.tree_map(lambda x: device if isinstance(x, torch.device) else x, (args, kwargs))
     return node.target(*args, **kwargs)
 
 

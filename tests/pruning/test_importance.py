@@ -1,18 +1,32 @@
-"""Planted filters are found, coupled channels are judged together, and ties go the same way every time."""
+"""By filters and scales: what is planted is found, coupled channels are judged together, ties go the same way."""
 
 import copy
 from typing import Any
 
 import pytest
 import torch
+from test_importance_fisher import Residual
 from tiny_networks import EXAMPLE, traced
-from torch import nn
+from torch import Tensor, nn
 
+from gnnrl_lightning.data import IMAGENET, HeldImages
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
 from gnnrl_lightning.pruning.apply import uniform_plan
+from gnnrl_lightning.pruning.importance.bn_scale import BatchNormScale
+from gnnrl_lightning.pruning.importance.fpgm import GeometricMedian
 from gnnrl_lightning.pruning.importance.magnitude import Magnitude, magnitude
-from gnnrl_lightning.pruning.importance.ranking import most_important
-from gnnrl_lightning.topology import trace
+from gnnrl_lightning.pruning.importance.random import RandomImportance
+from gnnrl_lightning.pruning.importance.ranking import Importance, most_important
+from gnnrl_lightning.task import Task
+from gnnrl_lightning.topology import Topology, trace
+
+NONE = HeldImages(torch.zeros(0, 3, 8, 8).byte(), IMAGENET)
+
+
+def scores_of(importance: Importance, model: nn.Module, topology: Topology) -> list[Tensor]:
+    task = Task(topology, topology.macs, topology.macs(), topology.full_widths(), lambda: [])
+    assert importance.images == 0
+    return importance(model, task, NONE, torch.zeros(0).long()).scores
 
 
 @pytest.mark.parametrize("p", [1, 2])
@@ -111,3 +125,48 @@ def test_computed_weights_are_judged_by_their_values(p: int) -> None:
     expected = magnitude(plain, trace(plain, EXAMPLE), p)
     for score, other in zip(magnitude(model, topology, p), expected, strict=True):
         torch.testing.assert_close(score, other)
+
+
+def test_fpgm_removes_what_the_other_filters_say_too() -> None:
+    """On a line 0 and 10 are far from all, 4, 5 and 6 in the middle: by their norm 0 would go, and 10 last."""
+    model: Any = nn.Sequential(nn.Conv2d(1, 5, 1, bias=False), nn.Conv2d(5, 2, 1))
+    model[0].weight.data = torch.tensor([0.0, 4.0, 5.0, 6.0, 10.0]).view(5, 1, 1, 1)
+    (scores,) = scores_of(GeometricMedian(), model, trace(model, torch.zeros(1, 1, 4, 4)))
+    distances = torch.tensor([25.0, 13, 12, 13, 25])
+    torch.testing.assert_close(scores, distances / distances.mean())
+
+
+def test_fpgm_finds_duplicates_in_a_coupled_group() -> None:
+    """Filters that both writers of a trunk have three times are close to each other, whatever their norm."""
+    torch.manual_seed(0)
+    model = Residual()
+    for layer in (model.stem, model.b):
+        layer.weight.data[[0, 4]] = layer.weight.data[2] = 2 * layer.weight.data[2]
+    topology = trace(model, torch.zeros(1, 3, 8, 8))
+    trunk, _ = scores_of(GeometricMedian(), model, topology)
+    assert set(trunk.argsort()[:3].tolist()) == {0, 2, 4}
+    assert set(magnitude(model, topology, 2)[0].argsort()[-3:].tolist()) == {0, 2, 4}
+
+
+def test_bn_scale_hears_all_layers_that_a_channel_runs_through() -> None:
+    model: Any = nn.Sequential(
+        nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3, groups=3), nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1)
+    )
+    model[1].weight.data = torch.tensor([1.0, -2.0, 3.0])
+    model[3].weight.data = torch.tensor([0.0, 50.0, -10.0])
+    (scores,) = scores_of(BatchNormScale(), model, trace(model, torch.zeros(1, 3, 8, 8)))
+    torch.testing.assert_close(scores, torch.tensor([0.5 + 0, 1 + 2.5, 1.5 + 0.5]) / 2)
+
+
+@pytest.mark.parametrize("norm", [nn.Identity(), nn.BatchNorm2d(4, affine=False)])
+def test_bn_scale_needs_a_scale(norm: nn.Module) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), norm, nn.Conv2d(4, 2, 1))
+    with pytest.raises(ValueError, match=r"those of 2 have none; take importance=l1"):
+        scores_of(BatchNormScale(), model, trace(model, torch.zeros(1, 3, 8, 8)))
+
+
+def test_random_scores_are_any() -> None:
+    model, topology = traced("shuffle v1")
+    one, other = (torch.cat(scores_of(RandomImportance(seed), model, topology)) for seed in (0, 1))
+    assert len(one.unique()) == len(one) and not torch.equal(one, other)
+    assert one.min() >= 0 and one.max() < 1

@@ -19,18 +19,26 @@ class Magnitude:
 
     Args:
         p: Order of the norm, 1 or 2.
+
+    Raises:
+        ValueError: If the order is another.
     """
 
     images: int | None = 0
 
     def __init__(self, p: int):
-        if p not in (1, 2):
-            raise ValueError(f"importance.p={p} must be 1 or 2.")
+        require_order(p)
         self.p = p
 
     def __call__(self, model: nn.Module, task: Task, images: HeldImages, labels: Tensor) -> Ranking:
         """Ranks by norm; no image is looked at."""
         return Ranking(magnitude(model, task.topology, self.p))
+
+
+def require_order(p: int) -> None:
+    """Raise ValueError unless the norm is the sum of sizes or the Euclidean one."""
+    if p not in (1, 2):
+        raise ValueError(f"importance.p={p} must be 1 or 2.")
 
 
 def magnitude(model: nn.Module, topology: Topology, p: int) -> list[Tensor]:

@@ -1,0 +1,23 @@
+"""The training images that an importance looks at."""
+
+from collections.abc import Iterator
+
+from rich.progress import track
+from torch import Tensor
+
+from gnnrl_lightning.config import require_whole
+from gnnrl_lightning.data.preprocessing import HeldImages
+
+
+def require_images(images: int | None, batch_size: int, least: int = 1) -> None:
+    """Raise ValueError unless these settings are whole numbers of at least `least`; `images` may be None, for all."""
+    if images is not None:
+        require_whole("importance.images", images, least)
+    require_whole("importance.batch_size", batch_size, least)
+
+
+def batches(images: HeldImages, labels: Tensor, batch_size: int, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """The network's input and the classes of all images, batch by batch, with a progress bar."""
+    for start in track(range(0, len(labels), batch_size), f"importance: {name}", transient=True):
+        rows = slice(start, start + batch_size)
+        yield images[rows], labels[rows]
