@@ -82,9 +82,9 @@ def step_down(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
 def frozen_over_trained(module: SearchModule, config: DictConfig, task: Task) -> tuple[float, float]:
     """Ratio of the times that learning takes with the encoder frozen and trained; and the latter, in seconds."""
     episodes, _ = module._roll_out(EPISODES)
-    agents = [build(config.agent, task=task)]
-    config.agent.freeze_encoder = True
-    agents.append(build(config.agent, task=task))
+    agents = [build(config.agent, task=task) for _ in range(2)]
+    agents[1].policy.encoder.requires_grad_(False)
+    agents[1].freeze_encoder = True
     times: list[list[float]] = [[], []]
     for turn in range(2 * REPEATS):
         agent = agents[turn % 2]

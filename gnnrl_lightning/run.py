@@ -181,6 +181,7 @@ def _prune(config: DictConfig) -> float:
                 "command": command(),
                 "device": f"{device.type.upper()}, {torch.get_num_threads()} threads",
                 "images": {name: len(split.labels) for name, split in data.splits.items()},
+                "trained_copy": evaluator.ranking.model is not None,
                 "episodes": len(module.history),
                 "evaluations": sum(not row["cached"] for row in module.history),
                 "seconds": durations(clock),

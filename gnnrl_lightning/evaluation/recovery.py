@@ -1,14 +1,11 @@
 """Recovery: what a pruned network may do before its reward is taken. Called with training images, never others."""
 
-from collections.abc import Generator, Iterator
-from itertools import islice
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnnrl_lightning.config import require_number, require_whole
 from gnnrl_lightning.data.preprocessing import HeldImages
+from gnnrl_lightning.sgd import modes_of, restore, sgd_steps, steps_per_epoch
 
 _CALIBRATION = 2048  # images that do to re-estimate BatchNorm statistics before a training
 
@@ -36,7 +33,7 @@ def recalibrate(model: nn.Module, images: HeldImages, batch_size: int) -> None:
             f"{len(images)} images in batches of {batch_size} do not do to recalibrate BatchNorm; "
             "give at least two images and batches of at least two."
         )
-    modes, momenta = _modes(model), [layer.momentum for layer in layers]
+    modes, momenta = modes_of(model), [layer.momentum for layer in layers]
     model.eval()
     for layer in layers:
         layer.reset_running_stats()
@@ -47,7 +44,7 @@ def recalibrate(model: nn.Module, images: HeldImages, batch_size: int) -> None:
             model(images[start : start + batch_size])
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
-    _restore(modes)
+    restore(modes)
 
 
 class NoRecovery:
@@ -113,64 +110,8 @@ class FinetuneRecovery:
             pass
 
 
-def sgd_steps(
-    model: nn.Module, images: HeldImages, labels: Tensor, batch_size: int, lr: float, steps: int
-) -> Generator[Tensor, None, None]:
-    """Trains a network in place by SGD; the same network and images give the same result.
-
-    Args:
-        model: In train mode until the last step, or until the generator is closed.
-        images: Training images, [N, 3, H, W].
-        labels: Their classes, [N].
-        batch_size: Images a step.
-        lr: Learning rate, constant.
-        steps: How many to make at most.
-
-    Yields:
-        The rows of the images of each step, after it was made.
-    """
-    modes = _modes(model)
-    model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=4e-5)
-    # Dropout inside the network would draw from the global generator: fork it, so that a reward has one value.
-    device = images.pixels.device
-    try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
-            torch.manual_seed(0)
-            for batch in islice(_batches(len(images), batch_size), steps):
-                optimizer.zero_grad()
-                F.cross_entropy(model(images[batch]), labels[batch]).backward()
-                optimizer.step()
-                yield batch
-    finally:
-        _restore(modes)
-
-
-def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Steps in which every image is seen once, but for those that fill no batch; fewer than a batch make one."""
-    return max(1, images // batch_size)
-
-
 def _check_images(images: int | None, batch_size: int) -> None:
     """BatchNorm needs two images: one has no variance."""
     if images is not None:
         require_whole("recovery.images", images, 2)
     require_whole("recovery.batch_size", batch_size, 2)
-
-
-def _modes(model: nn.Module) -> list[tuple[nn.Module, bool]]:
-    return [(module, module.training) for module in model.modules()]
-
-
-def _restore(modes: list[tuple[nn.Module, bool]]) -> None:
-    for module, training in modes:
-        module.training = training
-
-
-def _batches(images: int, batch_size: int) -> Iterator[Tensor]:
-    """The rows of every step, in a new order each epoch, whose last images are left out if they fill no batch."""
-    size = min(batch_size, images)
-    generator = torch.Generator().manual_seed(0)
-    while True:
-        rows = torch.randperm(images, generator=generator)
-        yield from rows[: images // size * size].split(size)

@@ -126,7 +126,7 @@ def read_runs(folders: list[Path]) -> tuple[list[Run], list[str]]:
 
 
 def by_task(runs: list[Run]) -> dict[Task, dict[str, list[Run]]]:
-    """The runs of each task by the label of their method, the best winners first.
+    """The runs of each task by the label of their method, the best networks first.
 
     The label is the method's name. If importance or recovery differ between the runs of that name, in any task, they
     stand in it: "gnnrl (importance=l2)".
@@ -140,12 +140,22 @@ def by_task(runs: list[Run]) -> dict[Task, dict[str, list[Run]]]:
     tasks: dict[Task, dict[str, list[Run]]] = {}
     for run, label in zip(runs, labels, strict=True):
         tasks.setdefault(run.task, {}).setdefault(label, []).append(run)
-    return {task: dict(sorted(tasks[task].items(), key=_winners, reverse=True)) for task in sorted(tasks)}
+    return {task: dict(sorted(tasks[task].items(), key=_top1, reverse=True)) for task in sorted(tasks)}
 
 
 def unlike(methods: dict[str, list[Run]]) -> list[str]:
     """Warnings, in sentences: where the runs of one task are not alike, so that a comparison is not quite fair."""
     lines = []
+    recoveries = _by_recovery(methods)
+    if len(recoveries) > 1:
+        lines.append(
+            f"Warning: rewards, and top-1 before fine-tuning, are after different recoveries: {'; '.join(recoveries)}."
+        )
+    trained = [label for label, runs in methods.items() if any(run.results.get("trained_copy") for run in runs)]
+    if trained:
+        lines.append(
+            f"Warning: {', '.join(trained)} trained the network while it was pruned: more than the others did."
+        )
     apart = _differences(methods, lambda group: group not in (*_FREE, *_IGNORED))
     if apart:
         lines.append(f"Warning: not alike in all runs: {'; '.join(apart)}.")
@@ -164,9 +174,21 @@ def seeds(runs: list[Run]) -> str:
     return " ".join(str(seed) for seed in sorted(run.results["seed"] for run in runs))
 
 
-def _winners(item: tuple[str, list[Run]]) -> float:
-    """Sort key: the mean reward of a method's winners on the whole split."""
-    return float(np.mean([run.results["reward"]["whole_split"] for run in item[1]]))
+def _top1(item: tuple[str, list[Run]]) -> float:
+    """Sort key: the mean top-1 of a method's final networks on the test images."""
+    known = [stage["top1"] for run in item[1] for stage in run.results["stages"][-1:] if stage["top1"] is not None]
+    return float(np.mean(known)) if known else -np.inf
+
+
+def _by_recovery(methods: dict[str, list[Run]]) -> list[str]:
+    """The recoveries that rewards are after, and whose: "bn 512 images (gnnrl, amc)"."""
+    found: dict[str, dict[str, None]] = {}
+    for label, runs in methods.items():
+        for run in runs:
+            images = run.settings.get("recovery.images")
+            name = f"{run.results['recovery']}{f' {images} images' if images else ''}"
+            found.setdefault(name, {})[label] = None
+    return [f"{name} ({', '.join(labels)})" for name, labels in found.items()]
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, str]:

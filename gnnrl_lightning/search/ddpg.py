@@ -135,6 +135,10 @@ class Replay(nn.Module):
 class DDPG(nn.Module):
     """Learner of a deterministic policy: exploration, replay memory, targets and updates.
 
+    Our reading: actor and critic step together, down the sum of their losses, and the search's limit on gradients holds
+    for both. Under DDP each rank remembers its own episodes and counts them for its own warm-up; gradients are
+    averaged, and a checkpoint holds the memory of the first rank.
+
     Args:
         policy: What is trained, an `nn.Module`.
         replay: Of rows that `policy.transitions` understands, with a column `reward` of minus the error in 1.
@@ -170,7 +174,6 @@ class DDPG(nn.Module):
         lr_critic: float,
     ):
         super().__init__()
-        require_whole("agent.batch_size", rows_per_update, 1)
         require_whole("agent.ddpg.warmup", warmup, 0)
         for name, value in {"noise": noise, "lr_actor": lr_actor, "lr_critic": lr_critic}.items():
             require_number(f"agent.ddpg.{name}", value, above=0)

@@ -17,6 +17,7 @@ BELOW_ONE = 1 - 1e-6
 _BISECTIONS = 24
 _ROUNDS = 6
 _FILLS = 20
+_CLOSE = 0.005
 _TOLERANCE = 0.0025
 
 
@@ -121,16 +122,22 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     def _land(self, kept: Tensor, ratios: Tensor) -> Tensor:
         """The widths where an action that overshoots meets the budget, [B, G].
 
-        Where it asks one coarse group alone to shrink, the last step may leave much of the budget unused: then it is
-        taken back, and all groups give a little instead.
+        Widths that are within it and close to it stay as they were asked for. Where an action asks one coarse group
+        alone to shrink, the last step may leave much of the budget unused: then it is taken back, and all groups give a
+        little instead.
         """
+        asked = self.widths(kept * (1 - ratios))
+        unused = self._unused(asked)
+        exact = (unused >= 0) & (unused <= _CLOSE * self.full_cost)
+        if exact.all():
+            return asked
         widths, above = self._scale(kept, ratios)
         rows = self._unused(widths) > _TOLERANCE * self.full_cost
         if rows.any():
             instead, _ = self._scale(above[rows] / self.full_widths.to(kept), torch.ones_like(ratios[rows]))
             closer = self._unused(instead) < self._unused(widths[rows])
             widths[rows] = torch.where(closer.unsqueeze(-1), instead, widths[rows])
-        return widths
+        return torch.where(exact.unsqueeze(-1), asked, widths)
 
     def _scale(self, kept: Tensor, ratios: Tensor) -> tuple[Tensor, Tensor]:
         """The largest widths(kept · (1 − s·ratios)) within the budget, and those for the next smaller s, [B, G] each.

@@ -22,7 +22,7 @@ def main() -> None:
     policy = agent_of(agent, topology, **in_iterations_of(agent, 3), **SHORTER.get(agent, {}))
     module = SearchModule(policy, bandit(topology), episodes, seed=3, settings={})
     run_search(module, folder, devices=2, strategy="ddp")
-    state = {"history": module.history, "parameters": module.agent.state_dict()}
+    state = {"history": module.history, "parameters": dict(module.agent.named_parameters())}
     torch.save(state, folder / f"rank{module.global_rank}.pt")
 
 

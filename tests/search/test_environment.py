@@ -61,6 +61,14 @@ def test_every_episode_lands_on_the_budget(resnet56_topology: Topology, kind: st
         assert len(widths.unique(dim=0)) == len(widths)
 
 
+def test_what_is_close_below_the_budget_stays_as_it_was_asked_for(resnet56_topology: Topology) -> None:
+    env = PruningEnv(resnet56_topology, resnet56_topology.macs, 0.5, no_reward, MAX_STEPS)
+    landed = play(env, draws("any", len(env.full_widths), 20))
+    close = landed[env.allowed - env.cost(landed) > 0]
+    assert len(close) > 5
+    assert torch.equal(play(env, [1 - close / env.full_widths]), close)
+
+
 def test_parameters_can_be_the_cost(resnet56_topology: Topology) -> None:
     env = PruningEnv(resnet56_topology, Params(resnet56_topology), 0.5, no_reward, MAX_STEPS)
     widths = play(env, draws("any", len(env.full_widths), 50))

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from gnnrl_lightning.config import require_number, require_whole
 from gnnrl_lightning.data.preprocessing import HeldImages
-from gnnrl_lightning.evaluation.recovery import sgd_steps
 from gnnrl_lightning.pruning.importance.batches import require_images
 from gnnrl_lightning.pruning.importance.fisher import activations
 from gnnrl_lightning.pruning.importance.gates import gate_gradients
 from gnnrl_lightning.pruning.importance.masks import zero_reads
 from gnnrl_lightning.pruning.importance.ranking import Ranking
+from gnnrl_lightning.sgd import sgd_steps
 from gnnrl_lightning.task import Task
 from gnnrl_lightning.topology import Topology
 

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from gnnrl_lightning.config import require_number, require_whole
 from gnnrl_lightning.data.preprocessing import HeldImages
-from gnnrl_lightning.evaluation.recovery import sgd_steps, steps_per_epoch
 from gnnrl_lightning.pruning.importance.batches import require_images
 from gnnrl_lightning.pruning.importance.magnitude import magnitude, require_order
 from gnnrl_lightning.pruning.importance.masks import zero_filters
 from gnnrl_lightning.pruning.importance.ranking import Ranking, most_important
+from gnnrl_lightning.sgd import sgd_steps, steps_per_epoch
 from gnnrl_lightning.task import Task
 
 
@@ -22,6 +22,7 @@ class SoftPruning:
     each group keeps what the uniform plan for the budget does; they go on being trained, and those that have grown by
     the next time stay. Coupled filters are judged and zeroed together. Our reading: filters alone are zeroed, neither
     the shift of the BatchNorm behind them nor a bias: at exactly 0 a ReLU passes no gradient, and none would come back.
+    A BatchNorm without variance passes some hundred times the usual gradient, so few epochs want a low learning rate.
 
     Args:
         images: Training images of an epoch, at least 2; None: all.

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from gnnrl_lightning.config import require_whole
 from gnnrl_lightning.nn.message_passing import EdgeGCNConv
 from gnnrl_lightning.search.agents.protocol import Descend, Episodes
 from gnnrl_lightning.search.ddpg import DDPG, Heads, Replay, Transitions
@@ -45,6 +46,9 @@ class AGMCAgent(nn.Module):
         ddpg: dict,
     ):
         super().__init__()
+        sizes = {"feature_size": feature_size, "embedding_size": embedding_size, "hidden_size": hidden_size}
+        for name, value in (sizes | {"batch_size": batch_size, "replay_episodes": replay_episodes}).items():
+            require_whole(f"agent.{name}", value, 1)
         if not 0 < warmup_ratio <= 1:
             raise ValueError(f"agent.warmup_ratio={warmup_ratio} must be in (0, 1].")
         self.full = task.topology.full_widths()

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from gnnrl_lightning.config import require_whole
 from gnnrl_lightning.search.agents.protocol import Descend, Episodes
 from gnnrl_lightning.search.ddpg import DDPG, Heads, Replay, Transitions
 from gnnrl_lightning.task import Task
@@ -15,8 +16,9 @@ class AMCAgent(nn.Module):
     """Walks through the groups in the order of the network and decides what fraction each keeps.
 
     Our reading, where AMC has layers in a chain: a channel group is a layer, described by the layer that makes its
-    channels. An action beyond the wall (`_wall`) is cut off there, so that the budget is met by construction; what is
-    learned from is the network that was evaluated. AMC's least squares after pruning is left to `recovery`.
+    channels. An action beyond the wall (`_wall`) is cut off there, so that the budget is met by construction. A network
+    that is below it the environment scales back up, which AMC's does not; what is learned from is the network that was
+    evaluated. AMC's least squares after pruning is left to `recovery`.
 
     Args:
         task: Groups, cost and budget.
@@ -30,13 +32,13 @@ class AMCAgent(nn.Module):
     episodes_per_iteration = 1
     """AMC learns after every episode."""
 
-    features: Tensor
-    lowest: Tensor
-
     def __init__(
         self, task: Task, min_keep: float, hidden_size: int, batch_size: int, replay_episodes: int, ddpg: dict
     ):
         super().__init__()
+        require_whole("agent.hidden_size", hidden_size, 1)
+        require_whole("agent.batch_size", batch_size, 1)
+        require_whole("agent.replay_episodes", replay_episodes, 1)
         if not 0 <= min_keep <= 1:
             raise ValueError(
                 f"agent.min_keep={min_keep} must be in [0, 1], the fraction that each group keeps at least."
@@ -45,10 +47,10 @@ class AMCAgent(nn.Module):
         self.full = task.topology.full_widths()
         allowed = [[w for w in group.widths() if w >= min_keep * group.width] for group in task.topology.groups]
         self.widths = [torch.tensor(each) for each in allowed]
-        self.register_buffer("lowest", torch.tensor([each[0] for each in allowed]), persistent=False)
+        self.lowest = torch.tensor([each[0] for each in allowed])
         features = layer_features(task.topology)
         place = torch.arange(len(features)).unsqueeze(1)
-        self.register_buffer("features", _scaled(torch.cat([place, features], 1)), persistent=False)
+        self.features = _scaled(torch.cat([place, features], 1))
         groups, size = len(self.full), self.features.shape[1] + 3
         policy = _Layers(Heads(size, 1, hidden_size))
         shapes = {"state": (size,), "action": (1,), "next_state": (size,), "reward": (), "terminal": ()}
@@ -109,7 +111,7 @@ class AMCAgent(nn.Module):
         lowest[:, group:] = torch.minimum(self.lowest, decided)[:, group:]
         cost = self.task.cost(torch.stack([now, decided, lowest])) / whole
         dynamic = [cost[0] - cost[1], cost[1] - cost[2], previous]
-        return torch.cat([self.features[group].expand(len(now), -1).cpu(), torch.stack(dynamic, 1)], 1).float()
+        return torch.cat([self.features[group].expand(len(now), -1), torch.stack(dynamic, 1)], 1).float()
 
     def _wall(self, now: Tensor, decided: Tensor, group: int, wanted: Tensor) -> Tensor:
         """What a group may keep: at most so much that the groups behind it can still meet the budget (AMC, alg. 1).
@@ -122,7 +124,7 @@ class AMCAgent(nn.Module):
         """
         choices = self.widths[group]
         trial = decided.clone()
-        trial[:, group + 1 :] = torch.minimum(self.lowest.cpu(), now)[:, group + 1 :]
+        trial[:, group + 1 :] = torch.minimum(self.lowest, now)[:, group + 1 :]
         trial = trial.unsqueeze(1).repeat(1, len(choices), 1)
         trial[:, :, group] = choices
         possible = (self.task.cost(trial) <= self.task.allowed) & (choices <= wanted.unsqueeze(1))

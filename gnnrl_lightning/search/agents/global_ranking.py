@@ -17,8 +17,9 @@ class GlobalAgent(nn.Module):
     many channels each group keeps, and not only which. It is as good as the scores of different groups are comparable.
 
     Channels go in ascending order of their scores, of equal ones the first in the network, until the cost is within the
-    budget. Our reading: a group that is as narrow as it may be loses no more, and a group whose widths have a divisor
-    keeps channels that are below the threshold until a whole step of them is.
+    budget. What one coarse group too many has left of it goes to the most important of those that fit, so that this
+    network costs what all others do. Our reading: a group that is as narrow as it may be loses no more, and a group
+    whose widths have a divisor keeps channels that are below the threshold until a whole step of them is.
 
     Args:
         task: The network's groups, what they cost, the budget and the scores.
@@ -46,7 +47,26 @@ class GlobalAgent(nn.Module):
         fewest = bisect_left(
             range(len(groups) + 1), True, key=lambda count: bool(self._task.cost(without(count)) <= self._task.allowed)
         )
-        return without(fewest)
+        return self._filled(without(fewest), groups[:fewest].flip(0).tolist())
+
+    def _filled(self, widths: Tensor, removed: list[int]) -> Tensor:
+        """Hands channels back, the most important first, while a step of their group is within the budget.
+
+        Args:
+            widths: Above the threshold, [G].
+            removed: The group of every channel below it, the most important first.
+        """
+        groups, closed = self._task.topology.groups, set()
+        for index in removed:
+            if index in closed:
+                continue
+            wider = widths.clone()
+            wider[index] = min((w for w in groups[index].widths() if w > widths[index]), default=groups[index].width)
+            if wider[index] > widths[index] and self._task.cost(wider) <= self._task.allowed:
+                widths = wider
+            else:
+                closed.add(index)
+        return widths
 
     def propose(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """What brings the groups to these widths."""

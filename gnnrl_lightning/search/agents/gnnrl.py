@@ -71,6 +71,8 @@ class GNNRLAgent(nn.Module):
             )
         graph = hierarchical_graph(task.topology)
         self.policy = ActorCritic(GraphEncoder(graph, **encoder), hidden_size, initial_ratio, coupling, correlation)
+        if freeze_encoder and encoder_from is None:
+            raise ValueError("agent.freeze_encoder=true needs agent.encoder_from=…: there is nothing learned to keep.")
         if encoder_from is not None:
             _take_encoder(self.policy.encoder, Path(encoder_from))
         self.policy.encoder.requires_grad_(not freeze_encoder)

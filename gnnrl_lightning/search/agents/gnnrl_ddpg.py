@@ -6,6 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from gnnrl_lightning.config import require_whole
 from gnnrl_lightning.nn.encoder import GraphEncoder
 from gnnrl_lightning.search.agents.protocol import Descend, Episodes
 from gnnrl_lightning.search.ddpg import DDPG, Heads, Replay, Transitions
@@ -17,7 +18,8 @@ class GNNRLDDPGAgent(nn.Module):
     """One action for all groups at once from the network's embedding, step by step until the budget is met.
 
     Our reading: the paper does not say how its ablation was set up. The encoder learns with the actor and the critic;
-    exploration, targets and memory are AMC's, the warm-up is AGMC's.
+    exploration, targets and memory are AMC's, the warm-up is AGMC's. Of a last step, which the environment scales, the
+    memory holds the ratios as proposed: scaled or not, they lead to that reward.
 
     Args:
         task: The network; what it costs, its reward says.
@@ -45,6 +47,9 @@ class GNNRLDDPGAgent(nn.Module):
         ddpg: dict,
     ):
         super().__init__()
+        sizes = {"hidden_size": hidden_size, "batch_size": batch_size, "replay_size": replay_size}
+        for name, value in (sizes | {"updates_per_episode": updates_per_episode}).items():
+            require_whole(f"agent.{name}", value, 1)
         if not 0 < warmup_ratio <= 1:
             raise ValueError(f"agent.warmup_ratio={warmup_ratio} must be in (0, 1].")
         self.updates_per_episode = updates_per_episode
