@@ -53,6 +53,11 @@ def test_the_scores_cut_at_the_budget_are_where_the_loop_ended() -> None:
     )
     widths[last[1]] += 1
     assert int(task.cost(torch.tensor(widths))) > task.allowed
+    stays = topology.keep_mask(kept)  # … and all that is left is read
+    for path, layer in ranking.model.named_modules():
+        slots = topology.slots.get((f"{path}.weight", 1))
+        if isinstance(layer, nn.Conv2d) and slots is not None:
+            assert torch.equal(layer.weight.abs().sum((0, 2, 3)) > 0, stays[slots] | (slots < 0))
 
 
 @pytest.mark.parametrize("interval", [1, 3])

@@ -62,9 +62,9 @@ def by_filters(model: nn.Module, topology: Topology, score: Callable[[Tensor], T
     Returns:
         One tensor of scores a group, [width]; higher is more important.
     """
-    written, has_writer = _mean_scores(model, topology, score, reading=False)
-    read, _ = _mean_scores(model, topology, score, reading=True)
-    scores = torch.where(has_writer, written, read)
+    scores, has_writer = _mean_scores(model, topology, score, reading=False)
+    if not has_writer.all():
+        scores = torch.where(has_writer, scores, _mean_scores(model, topology, score, reading=True)[0])
     return list(scores.split([group.width for group in topology.groups]))
 
 
