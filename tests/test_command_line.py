@@ -169,7 +169,10 @@ def test_training(more: tuple[Path, list[Outcome]]) -> None:
     assert plan.code == 0 and base.code == 0, plan.err + base.err
     fine_tuned, searched = gl.load_pruned(folder / "plan"), gl.load_pruned(folder / "both")
     assert fine_tuned.conv1.weight.shape == searched.conv1.weight.shape
-    assert not torch.equal(fine_tuned.conv1.weight, searched.conv1.weight)
+    before, after = json.loads((folder / "plan" / "results.json").read_text())["recovery_curve"]
+    assert after["images"] == 128
+    # One step may make it worse, and then the weights before it are the best.
+    assert torch.equal(fine_tuned.conv1.weight, searched.conv1.weight) == (after["top1"] < before["top1"])
     assert PruningPlan.load(folder / "plan" / "plan.json") == PruningPlan.load(folder / "both" / "plan.json")
     assert (folder / "base" / "resnet20.safetensors").is_file()
 
