@@ -25,7 +25,7 @@ def few(tiny: list[str]) -> list[str]:
 def test_all_methods_in_one_sweep(few: list[str], tmp_path: Path) -> None:
     methods = [name for name in METHODS if name not in LOOPS]
     sweep = ["-m", f"method={','.join(methods)}", *few, f"hydra.sweep.dir={tmp_path}"]
-    outcome = run("search.py", sweep, tmp_path)
+    (outcome,) = run_all([["search.py", *sweep]], tmp_path)
     assert outcome.code == 0, outcome.err
     with (tmp_path / "comparison.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
