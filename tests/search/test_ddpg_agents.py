@@ -46,6 +46,7 @@ def test_a_resumed_search_ends_as_the_uninterrupted_one(
     assert all(torch.equal(value, state[key]) for key, value in resumed.agent.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_learns_what_is_rewarded(tmp_path: Path, name: str) -> None:
     topology = trace(resnet_cifar(8, 10), torch.zeros(1, 3, 32, 32), min_keep=0.1)
