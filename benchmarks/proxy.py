@@ -45,11 +45,12 @@ def random_plans(env: PruningEnv, count: int) -> list[Tensor]:
     """Where the random agent's episodes end."""
     generator, plans = torch.Generator().manual_seed(0), []
     for _ in range(count):
-        kept, done, step = torch.ones(1, len(env.full_widths), dtype=torch.float64), torch.tensor([False]), 0
-        while not done:
-            kept, widths, done = env.advance(kept, torch.rand(kept.shape, generator=generator), step)
-            step += 1
-        plans.append(widths[0])
+        env.reset()
+        over = False
+        while not over:
+            ratios = torch.rand(len(env.full_widths), generator=generator)
+            _, _, over, _, info = env.step(ratios.numpy())
+        plans.append(torch.tensor(info["widths"]))
     return plans
 
 

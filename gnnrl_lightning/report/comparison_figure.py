@@ -15,24 +15,12 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from gnnrl_lightning.report.numbers import MINUS, NO_BREAK, fixed
-from gnnrl_lightning.report.style import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    ORANGE,
-    PURPLE,
-    SKY,
-    STYLE,
-    VERMILLION,
-    SavedFigure,
-    write_figure,
-)
+from gnnrl_lightning.report.style import GREY, METHODS, ORANGE, STYLE, SavedFigure, write_figure
 
 Curves = dict[str, list[np.ndarray]]
 """Of each method, one curve per run: the best reward after each evaluation, [E]."""
 
-_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, INK)
+_COLOURS = (*METHODS, ORANGE)
 _LINES = ("-", (0, (5, 1.5, 1, 1.5)), (0, (1, 1)))
 
 

@@ -64,3 +64,7 @@ def write_figure(figure: Figure, folder: Path, name: str) -> SavedFigure:
     write_bytes(folder / f"{name}.svg", svg.getvalue())
     write_bytes(folder / f"{name}.png", png.getvalue())
     return SavedFigure(figure.get_suptitle(), svg.getvalue())
+
+
+METHODS = (BLUE, VERMILLION, GREEN, PURPLE, SKY, INK)
+"""Colours of methods beside each other."""

@@ -8,20 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gnnrl_lightning.report.figures import pareto_front
-from gnnrl_lightning.report.style import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    ORANGE,
-    PURPLE,
-    SKY,
-    STYLE,
-    VERMILLION,
-    write_figure,
-)
-
-_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, SKY, GREY, "#F0E442", INK)
+from gnnrl_lightning.report.style import INK, METHODS, ORANGE, STYLE, write_figure
 
 
 def save_sweep_figure(rows: list[dict[str, Any]], folder: Path) -> bool:
@@ -45,7 +32,7 @@ def save_sweep_figure(rows: list[dict[str, Any]], folder: Path) -> bool:
         kinds = list(dict.fromkeys(tuple(str(row[key]) for key in keys) for row in done))
         for number, kind in enumerate(kinds):
             of = [row for row in done if tuple(str(row[key]) for key in keys) == kind]
-            colour = _COLOURS[number % len(_COLOURS)]
+            colour = METHODS[number % len(METHODS)]
             axes.scatter(*_points(of), s=36, color=colour, label=", ".join(kind))
             before = [row["macs"] / row["macs_percent"] / 1e4 for row in of]
             top1 = [row["top1_original"] for row in of]

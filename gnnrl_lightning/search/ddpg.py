@@ -20,14 +20,12 @@ class Transitions:
     Attributes:
         states: What the actor saw, [N, S].
         actions: What was done, [N, A] in [0, 1].
-        next_states: What it saw next; of no meaning where the episode was over, [N, S].
         rewards: [N].
         terminal: Whether the episode was over, [N] of 0 and 1.
     """
 
     states: Tensor
     actions: Tensor
-    next_states: Tensor
     rewards: Tensor
     terminal: Tensor
 
@@ -66,7 +64,10 @@ class Policy(Protocol):
     heads: Heads
 
     def transitions(self, batch: Mapping[str, Tensor]) -> Transitions:
-        """The steps that rows of the replay memory stand for, with states as this policy sees them now."""
+        """The N steps that rows of the replay memory stand for, with states as this policy sees them now."""
+
+    def next_states(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """What it sees after each of these steps, [N, S]; of no meaning where the episode was over."""
 
 
 def losses(policy: Heads, target: Heads, steps: Transitions, next_states: Tensor, gamma: float) -> dict[str, Tensor]:
@@ -230,7 +231,7 @@ class DDPG(nn.Module):
         batch["reward"] = batch["reward"] - self.baseline
         steps = self.policy.transitions(batch)
         with torch.no_grad():
-            next_states = self.target.transitions(batch).next_states
+            next_states = self.target.next_states(batch)
         found = losses(self.policy.heads, self.target.heads, steps, next_states, self.gamma)
         descend(found["critic_loss"] + found["actor_loss"])
         with torch.no_grad():

@@ -13,6 +13,7 @@ from torchrl.objectives import DDPGLoss
 from gnnrl_lightning.search.ddpg import DDPG, Heads, Replay, Transitions, losses, truncated_normal
 
 SIZE, ACTIONS, ROWS = 4, 2, 32
+FOLLOWING = torch.randn(ROWS, SIZE, generator=torch.Generator().manual_seed(9))
 
 
 class Critic(nn.Module):
@@ -28,10 +29,10 @@ class Critic(nn.Module):
 
 def steps(seed: int = 0) -> Transitions:
     generator = torch.Generator().manual_seed(seed)
-    states, following = torch.randn(2, ROWS, SIZE, generator=generator)
+    states = torch.randn(ROWS, SIZE, generator=generator)
     terminal = (torch.rand(ROWS, generator=generator) < 0.3).float()
     actions = torch.rand(ROWS, ACTIONS, generator=generator)
-    return Transitions(states, actions, following, torch.randn(ROWS, generator=generator), terminal)
+    return Transitions(states, actions, torch.randn(ROWS, generator=generator), terminal)
 
 
 def heads(seed: int = 0) -> Heads:
@@ -45,7 +46,7 @@ def heads(seed: int = 0) -> Heads:
 @pytest.mark.parametrize("gamma", [1.0, 0.9])
 def test_losses_are_torchrls(gamma: float) -> None:
     ours, theirs, target, of = heads(), heads(), heads(1), steps()
-    found = losses(ours, target, of, of.next_states, gamma)
+    found = losses(ours, target, of, FOLLOWING, gamma)
     (found["critic_loss"] + found["actor_loss"]).backward()
 
     loss = DDPGLoss(
@@ -64,7 +65,7 @@ def test_losses_are_torchrls(gamma: float) -> None:
     batch = {
         "observation": of.states,
         "action": of.actions,
-        ("next", "observation"): of.next_states,
+        ("next", "observation"): FOLLOWING,
         ("next", "reward"): of.rewards.unsqueeze(1),
         ("next", "terminated"): of.terminal.bool().unsqueeze(1),
         ("next", "done"): of.terminal.bool().unsqueeze(1),
@@ -87,8 +88,8 @@ def _dotted(key: str | tuple[str, ...]) -> str:
 def test_the_actors_gradient_reaches_what_makes_its_states_but_not_the_critic() -> None:
     made, of = heads(), steps()
     encoder = nn.Linear(SIZE, SIZE)
-    seen = Transitions(encoder(of.states), of.actions, of.next_states, of.rewards, of.terminal)
-    losses(made, heads(1), seen, of.next_states, 1.0)["actor_loss"].backward()
+    seen = Transitions(encoder(of.states), of.actions, of.rewards, of.terminal)
+    losses(made, heads(1), seen, FOLLOWING, 1.0)["actor_loss"].backward()
     assert encoder.weight.grad is not None and encoder.weight.grad.abs().sum() > 0
     assert all(p.grad is None for p in Critic(made).parameters())
 
@@ -128,7 +129,10 @@ class Plain(nn.Module):
 
     def transitions(self, batch: dict[str, Tensor]) -> Transitions:
         zeros = torch.zeros(len(batch["reward"]), SIZE)
-        return Transitions(zeros, batch["action"], zeros, batch["reward"], torch.ones(len(zeros)))
+        return Transitions(zeros, batch["action"], batch["reward"], torch.ones(len(zeros)))
+
+    def next_states(self, batch: dict[str, Tensor]) -> Tensor:
+        return torch.zeros(len(batch["reward"]), SIZE)
 
 
 def learner(**changed: float) -> DDPG:

@@ -124,9 +124,10 @@ def test_agmc_decodes_an_episode_as_it_was_played(resnet20_topology: Topology) -
     for group in range(12):
         states.append(walk.state)
         walk.step(actions[:, group : group + 1])
-    steps = policy.transitions({"actions": actions, "reward": torch.tensor([1.0, 2.0, 3.0])})
+    batch = {"actions": actions, "reward": torch.tensor([1.0, 2.0, 3.0])}
+    steps, following = policy.transitions(batch), policy.next_states(batch)
     torch.testing.assert_close(steps.states, torch.stack(states, 1).flatten(0, 1))
-    torch.testing.assert_close(steps.next_states.view(3, 12, -1)[:, :-1], steps.states.view(3, 12, -1)[:, 1:])
+    torch.testing.assert_close(following.view(3, 12, -1)[:, :-1], steps.states.view(3, 12, -1)[:, 1:])
     assert steps.rewards.view(3, 12)[:, 4].tolist() == [1.0, 2.0, 3.0]
     assert steps.terminal.view(3, 12).sum(1).tolist() == [1.0, 1.0, 1.0]
     assert steps.states.std(0).sum() > 0  # the action decides where the walk goes

@@ -1,6 +1,7 @@
 """The training images that an importance looks at."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from rich.progress import track
 from torch import Tensor
@@ -14,6 +15,25 @@ def require_images(images: int | None, batch_size: int, least: int = 1) -> None:
     if images is not None:
         require_whole("importance.images", images, least)
     require_whole("importance.batch_size", batch_size, least)
+
+
+@dataclass
+class LooksAtImages:
+    """Settings of what looks at training images and trains nothing.
+
+    Args:
+        images: Training images to look at, at least 1; None: all.
+        batch_size: Images a pass.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    images: int | None
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        require_images(self.images, self.batch_size)
 
 
 def batches(images: HeldImages, labels: Tensor, batch_size: int, name: str) -> Iterator[tuple[Tensor, Tensor]]:

@@ -4,40 +4,26 @@ import torch
 from torch import Tensor, nn
 
 from gnnrl_lightning.data.preprocessing import HeldImages
-from gnnrl_lightning.pruning.importance.batches import batches, require_images
-from gnnrl_lightning.pruning.importance.gates import gate_gradients
+from gnnrl_lightning.pruning.importance.batches import LooksAtImages, batches
+from gnnrl_lightning.pruning.importance.gates import mean_over_images
 from gnnrl_lightning.pruning.importance.ranking import Ranking
 from gnnrl_lightning.task import Task
 from gnnrl_lightning.topology import Topology
 from gnnrl_lightning.topology.labels import once
 
 
-class Fisher:
+class Fisher(LooksAtImages):
     """1/2N Σ_n (∂L_n/∂m_i)² / memory, at once (Liu et al., "Group Fisher Pruning", ICML 2021, eq. 3 and 4).
 
     In a trained network the gradient of the whole loss is about 0 and its second derivative about the mean square of
     the images' gradients: so this is what the loss rises by when a channel goes, for each activation that it takes. The
     paper removes one channel at a time while it trains: importance=group_fisher.
-
-    Args:
-        images: Training images to look at, at least 1; None: all.
-        batch_size: Images a pass.
-
-    Raises:
-        ValueError: If a value is out of range.
     """
-
-    def __init__(self, images: int | None, batch_size: int):
-        require_images(images, batch_size)
-        self.images = images
-        self.batch_size = batch_size
 
     def __call__(self, model: nn.Module, task: Task, images: HeldImages, labels: Tensor) -> Ranking:
         """Ranks by the mean square of the gradients."""
-        total = torch.zeros(len(task.topology.group_of_slot))
-        for batch, classes in batches(images, labels, self.batch_size, "fisher"):
-            total += gate_gradients(model, task.topology, batch, classes).square().sum(0).cpu()
-        scores = total / (2 * len(labels)) / activations(task.topology)
+        parts = batches(images, labels, self.batch_size, "fisher")
+        scores = mean_over_images(model, task.topology, parts, torch.square) / 2 / activations(task.topology)
         return Ranking(list(scores.split(task.topology.full_widths().tolist())))
 
 

@@ -4,6 +4,7 @@ The gates lie where removed channels are missed: what reads a channel reads gate
 network computes what it always does, and the gradient says what a channel is worth to the loss of each image.
 """
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -46,6 +47,24 @@ def gate_gradients(model: nn.Module, topology: Topology, images: Tensor, labels:
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the only one that vmap knows
         losses = torch.func.vmap(loss)(images, labels, gates)
         return torch.autograd.grad(losses.sum(), gates)[0]
+
+
+def mean_over_images(
+    model: nn.Module, topology: Topology, batches: Iterable[tuple[Tensor, Tensor]], size: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Mean over all images of `size` of the gates' gradients, [slots].
+
+    Args:
+        model: The network; nothing of it changes.
+        topology: Its channel groups.
+        batches: Images and their classes.
+        size: What counts of each gradient: its absolute value or its square.
+    """
+    total, count = torch.zeros(len(topology.group_of_slot)), 0
+    for images, labels in batches:
+        total += size(gate_gradients(model, topology, images, labels)).sum(0).cpu()
+        count += len(labels)
+    return total / count
 
 
 def read_slots(topology: Topology) -> dict[str, Tensor]:

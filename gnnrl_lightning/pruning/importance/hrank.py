@@ -6,32 +6,20 @@ import torch
 from torch import Tensor, fx, nn
 
 from gnnrl_lightning.data.preprocessing import HeldImages
-from gnnrl_lightning.pruning.importance.batches import batches, require_images
+from gnnrl_lightning.pruning.importance.batches import LooksAtImages, batches
 from gnnrl_lightning.pruning.importance.gates import read_slots
 from gnnrl_lightning.pruning.importance.ranking import Ranking
 from gnnrl_lightning.pruning.program import Layer, run, tensors_of
 from gnnrl_lightning.task import Task
 
 
-class HighRank:
+class HighRank(LooksAtImages):
     """Mean over images of the rank of a channel's feature map (Lin et al., "HRank", CVPR 2020).
 
     Our reading: the maps are those that a channel gives its readers, behind normalisation and activation; where several
     layers are given maps of it, each layer's ranks are divided by their mean and then averaged. A number, as linear
     layers read, is a map of one pixel.
-
-    Args:
-        images: Training images to look at, at least 1; None: all.
-        batch_size: Images a pass.
-
-    Raises:
-        ValueError: If a value is out of range.
     """
-
-    def __init__(self, images: int | None, batch_size: int):
-        require_images(images, batch_size)
-        self.images = images
-        self.batch_size = batch_size
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, task: Task, images: HeldImages, labels: Tensor) -> Ranking:

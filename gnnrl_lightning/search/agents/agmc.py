@@ -152,16 +152,23 @@ class _Decoded(nn.Module):
         return _Walk(self, count)
 
     def transitions(self, batch: Mapping[str, Tensor]) -> Transitions:
-        """Walks through whole episodes again, all groups of R of them: [R · G] steps."""
+        """Whole episodes, all groups of R of them: [R · G] steps."""
         actions = batch["actions"]
+        terminal = torch.zeros_like(actions)
+        terminal[:, -1] = 1
+        rewards = batch["reward"].unsqueeze(1).expand_as(actions)
+        states = self._states(actions).flatten(0, 1)
+        return Transitions(states, actions.reshape(-1, 1), rewards.reshape(-1), terminal.flatten())
+
+    def next_states(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The states of the groups that follow."""
+        return self._states(batch["actions"]).roll(-1, 1).flatten(0, 1)
+
+    def _states(self, actions: Tensor) -> Tensor:
+        """Walks through episodes again: states [R, G, S] for actions [R, G]."""
         walk, states = self.start(len(actions)), []
         for group in range(actions.shape[1]):
             states.append(walk.state)
             if group + 1 < actions.shape[1]:
                 walk.step(actions[:, group : group + 1])
-        following = [*states[1:], torch.zeros_like(states[0])]
-        terminal = torch.zeros_like(actions)
-        terminal[:, -1] = 1
-        rewards = batch["reward"].unsqueeze(1).expand_as(actions)
-        now, then = (torch.stack(each, 1).flatten(0, 1) for each in (states, following))
-        return Transitions(now, actions.reshape(-1, 1), then, rewards.reshape(-1), terminal.flatten())
+        return torch.stack(states, 1)

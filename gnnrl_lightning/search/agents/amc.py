@@ -45,6 +45,7 @@ class AMCAgent(nn.Module):
             )
         self.task = task
         self.full = task.topology.full_widths()
+        self.whole = float(task.cost(self.full))
         allowed = [[w for w in group.widths() if w >= min_keep * group.width] for group in task.topology.groups]
         self.widths = [torch.tensor(each) for each in allowed]
         self.lowest = torch.tensor([each[0] for each in allowed])
@@ -106,10 +107,9 @@ class AMCAgent(nn.Module):
             previous: Fraction that the group before keeps, [B].
             group: Whose turn it is.
         """
-        whole = float(self.task.cost(self.full))
         lowest = decided.clone()
         lowest[:, group:] = torch.minimum(self.lowest, decided)[:, group:]
-        cost = self.task.cost(torch.stack([now, decided, lowest])) / whole
+        cost = self.task.cost(torch.stack([now, decided, lowest])) / self.whole
         dynamic = [cost[0] - cost[1], cost[1] - cost[2], previous]
         return torch.cat([self.features[group].expand(len(now), -1), torch.stack(dynamic, 1)], 1).float()
 
@@ -140,7 +140,10 @@ class _Layers(nn.Module):
         self.heads = heads
 
     def transitions(self, batch: Mapping[str, Tensor]) -> Transitions:
-        return Transitions(batch["state"], batch["action"], batch["next_state"], batch["reward"], batch["terminal"])
+        return Transitions(batch["state"], batch["action"], batch["reward"], batch["terminal"])
+
+    def next_states(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return batch["next_state"]
 
 
 def _scaled(rows: Tensor) -> Tensor:

@@ -108,7 +108,9 @@ class _Embedded(nn.Module):
         return Transitions(
             self.embed(batch["kept"]),
             batch["ratios"],
-            self.embed(batch["next_kept"]),
             batch["reward"] * batch["terminal"],  # less the baseline, which a step that earns nothing must not see
             batch["terminal"],
         )
+
+    def next_states(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return self.embed(batch["next_kept"])
