@@ -75,7 +75,7 @@ def study(overrides: list[str], out: Path) -> list[dict[str, Any]]:
         images = data.tensors("train", max(recovery.images, importance.images, 1))
         evaluators[name] = Evaluator(
             start.model, task, start.remove, importance, recovery, reward, images, int(cfg.reward_images or 0),
-            data.eval_batch_size, device,
+            data.eval_batch_size, device, config.trainer.precision,
         )  # fmt: skip
     rows: list[dict[str, Any]] = json.loads(out.read_text()) if out.is_file() else []
     for number, widths in enumerate(track(random_plans(env, PLANS), "plans")):

@@ -132,7 +132,17 @@ def _prune(config: DictConfig) -> float:
         clock["search"] = time.perf_counter()
         count = min(cfg.reward_images or len(reward[1]), len(reward[1]))
         evaluator = Evaluator(
-            model, task, remove, importance, recovery, reward, training, count, data.eval_batch_size, device
+            model,
+            task,
+            remove,
+            importance,
+            recovery,
+            reward,
+            training,
+            count,
+            data.eval_batch_size,
+            device,
+            config.trainer.precision,
         )
         module = run_agent(config, cfg, agent, env, folder, logger)
         widths, whole = evaluator.winner(module.finalists(cfg.finalists), module.best["reward"])

@@ -48,6 +48,8 @@ class Evaluator:
         reward_images: How many reward images a reward is taken on.
         batch_size: Images a forward pass.
         device: Where networks run.
+        precision: The trainer's. With `bf16-mixed` rewards are taken in bfloat16, the statistics of BatchNorm for them
+            too; the network that is handed on is recovered in float32 all the same.
     """
 
     def __init__(
@@ -62,8 +64,11 @@ class Evaluator:
         reward_images: int,
         batch_size: int,
         device: torch.device,
+        precision: str = "32-true",
     ):
         self.device = device
+        # No float16: its range is too narrow for the gradients of a recovery that trains, and nothing scales them here.
+        self.bfloat16 = precision == "bf16-mixed"
         self.topology = task.topology
         self.remove = remove
         self.recovery = recovery
@@ -116,7 +121,9 @@ class Evaluator:
 
     def _reward_on(self, count: int, widths: Tensor) -> float:
         images, labels = self._reward
-        return 100.0 * correct(self.network(widths), images, labels[:count], self.batch_size) / count - 100.0
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            hits = correct(self.network(widths), images, labels[:count], self.batch_size)
+        return 100.0 * hits / count - 100.0
 
     def _first(self, count: int | None) -> tuple[HeldImages, Tensor]:
         """The first `count` training images and labels; None: all."""

@@ -38,11 +38,19 @@ def images_of(count: int, seed: int) -> tuple[HeldImages, Tensor]:
 REWARD, TRAIN = images_of(60, 0), images_of(32, 1)
 
 
-def evaluator_of(network: nn.Module, topology: Topology, recovery: object = None, reward_images: int = 60) -> Evaluator:
+def evaluator_of(
+    network: nn.Module,
+    topology: Topology,
+    recovery: object = None,
+    reward_images: int = 60,
+    precision: str = "32-true",
+) -> Evaluator:
     model = copy.deepcopy(network)
     recovery = recovery or NoRecovery()
     task = bandit(topology).task(list)
-    return Evaluator(model, task, prune, Magnitude(1), recovery, REWARD, TRAIN, reward_images, 16, CPU)  # type: ignore[arg-type]
+    return Evaluator(
+        model, task, prune, Magnitude(1), recovery, REWARD, TRAIN, reward_images, 16, CPU, precision  # type: ignore[arg-type]
+    )  # fmt: skip
 
 
 def half(topology: Topology) -> Tensor:
@@ -55,6 +63,34 @@ def test_reward_of_the_whole_network_is_its_accuracy(network: nn.Module, topolog
         top1 = 100 * (network(images[:]).argmax(1) == labels).float().mean()
     reward = evaluator_of(network, topology)(topology.full_widths())
     assert reward == pytest.approx(float(top1) - 100, abs=1e-4)
+
+
+class Seen(BatchNormRecovery):
+    """Notes whether it was called in half precision."""
+
+    half = False
+
+    def __call__(self, model: nn.Module, images: HeldImages, labels: Tensor) -> None:
+        self.half = torch.is_autocast_enabled("cpu")
+        super().__call__(model, images, labels)
+
+
+@pytest.mark.parametrize(("precision", "half"), [("32-true", False), ("16-mixed", False), ("bf16-mixed", True)])
+def test_rewards_follow_the_trainers_precision(
+    precision: str, half: bool, network: nn.Module, topology: Topology
+) -> None:
+    recovery = Seen(32, 16)
+    reward = evaluator_of(network, topology, recovery, precision=precision)(topology.full_widths())
+    assert recovery.half == half
+    assert reward == pytest.approx(evaluator_of(network, topology, recovery)(topology.full_widths()), abs=5)
+
+
+def test_the_network_handed_on_is_recovered_in_single_precision(network: nn.Module, topology: Topology) -> None:
+    evaluators = [
+        evaluator_of(network, topology, BatchNormRecovery(32, 16), precision=p) for p in ("32-true", "bf16-mixed")
+    ]
+    first, second = (evaluator.network(half(topology)).state_dict() for evaluator in evaluators)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_reward_is_taken_on_the_first_images(network: nn.Module, topology: Topology) -> None:
