@@ -120,7 +120,7 @@ def _prune(config: DictConfig) -> float:
     training = data.tensors("train", min(max(*needed, 1), available))
     # Seeded anew, so that the agent starts alike whether the base network is trained now or comes from a file.
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    task = env.task(lambda: evaluator.ranking.scores)
+    task = env.task(lambda: evaluator.ranking.scores, cfg.episodes)
     agent = build(config.agent, task=task)
 
     rank_zero_only(write_text)(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))

@@ -21,6 +21,7 @@ class Task:
         allowed: The most that a network may cost.
         uniform: The widths within the budget that remove the same fraction of every group, [G].
         scores: The importance of every channel, one tensor [width] a group; known when the search begins.
+        episodes: How many networks may be proposed; None where nobody says.
     """
 
     topology: Topology
@@ -28,3 +29,4 @@ class Task:
     allowed: int
     uniform: Tensor
     scores: Callable[[], list[Tensor]]
+    episodes: int | None = None

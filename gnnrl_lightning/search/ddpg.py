@@ -1,6 +1,7 @@
 """Deep deterministic policy gradient (Lillicrap et al., ICLR 2016) as AMC uses it, for all agents that learn so."""
 
 import copy
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from gnnrl_lightning.config import require_number, require_whole
 from gnnrl_lightning.search.agents.protocol import Descend
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,7 @@ class DDPG(nn.Module):
         policy: What is trained, an `nn.Module`.
         replay: Of rows that `policy.transitions` understands, with a column `reward` of minus the error in 1.
         rows_per_update: Rows of a batch.
+        planned: Episodes that the search has; None where nobody says.
         warmup: Episodes of random actions before learning begins (AMC: 100).
         noise: Standard deviation of the exploration at first (AMC: 0.5).
         noise_decay: What an episode leaves of it (AMC: 0.95).
@@ -165,6 +169,7 @@ class DDPG(nn.Module):
         policy: Policy,
         replay: Replay,
         rows_per_update: int,
+        planned: int | None,
         warmup: int,
         noise: float,
         noise_decay: float,
@@ -182,6 +187,12 @@ class DDPG(nn.Module):
         for name, value in shares.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"agent.ddpg.{name}={value} must be in [0, 1].")
+        if planned is not None and planned <= warmup:
+            log.warning(
+                "episodes=%d are all random: agent.ddpg.warmup=%d come before learning; give more or a shorter warm-up",
+                planned,
+                warmup,
+            )
         assert isinstance(policy, nn.Module)
         self.policy: Any = policy
         self.target: Any = copy.deepcopy(policy).requires_grad_(False)

@@ -122,6 +122,14 @@ def test_the_memory_holds_the_last_rows() -> None:
     assert set(replay.sample(200, torch.Generator())["x"].tolist()) == {6.0, 7.0, 8.0, 9.0}
 
 
+@pytest.mark.parametrize(("planned", "warned"), [(100, True), (101, False), (None, False)])
+def test_a_search_that_ends_before_the_warm_up_is_told(
+    planned: int | None, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    learner(planned, warmup=100)
+    assert ("episodes=100 are all random" in caplog.text) == warned
+
+
 class Plain(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -135,10 +143,10 @@ class Plain(nn.Module):
         return torch.zeros(len(batch["reward"]), SIZE)
 
 
-def learner(**changed: float) -> DDPG:
+def learner(planned: int | None = None, **changed: float) -> DDPG:
     settings = {"warmup": 2, "noise": 0.5, "noise_decay": 0.5, "gamma": 1.0, "tau": 0.1, "baseline_decay": 0.5}
     replay = Replay(64, {"action": (ACTIONS,), "reward": ()})
-    made = DDPG(Plain(), replay, 16, **(settings | {"lr_actor": 1e-3, "lr_critic": 1e-2} | changed))  # type: ignore[arg-type]
+    made = DDPG(Plain(), replay, 16, planned, **(settings | {"lr_actor": 1e-3, "lr_critic": 1e-2} | changed))  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(0)
     actions = torch.rand(64, ACTIONS, generator=generator)
     made.replay.add(action=actions, reward=-(actions - torch.tensor([0.2, 0.9])).abs().sum(1))

@@ -120,6 +120,16 @@ def test_a_round_that_is_cut_short_decides_nothing(chain: Topology) -> None:
     assert all(torch.equal(value, before[name]) for name, value in agent.state_dict().items())
 
 
+@pytest.mark.parametrize(("episodes", "warned"), [(2, True), (3, False), (None, False)])
+def test_a_search_too_short_for_a_round_is_told(
+    chain: Topology, caplog: pytest.LogCaptureFixture, episodes: int | None, warned: bool
+) -> None:
+    NetAdaptAgent(
+        PruningEnv(chain, channels, 0.5, lambda widths: 0.0).task(list, episodes), reduction=0.025, decay=0.96
+    )
+    assert ("a round takes 3" in caplog.text) == warned
+
+
 @pytest.mark.parametrize("stop_after", [1, 3])
 def test_a_resumed_search_ends_as_the_uninterrupted_one(
     resnet20_topology: Topology, tmp_path: Path, stop_after: int

@@ -57,7 +57,7 @@ class AGMCAgent(nn.Module):
         graph = FlatGraphEncoder(hierarchical_graph(task.topology), feature_size, embedding_size)
         policy = _Decoded(graph, Heads(embedding_size, 1, hidden_size))
         replay = Replay(replay_episodes, {"actions": (groups,), "reward": ()})
-        self.ddpg = DDPG(policy, replay, -(-batch_size // groups), **ddpg)
+        self.ddpg = DDPG(policy, replay, -(-batch_size // groups), task.episodes, **ddpg)
 
     def propose(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """Explored ratios for the whole network, [B, G]; where they were not enough, equal ones."""

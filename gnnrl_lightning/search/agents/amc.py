@@ -55,7 +55,7 @@ class AMCAgent(nn.Module):
         groups, size = len(self.full), self.features.shape[1] + 3
         policy = _Layers(Heads(size, 1, hidden_size))
         shapes = {"state": (size,), "action": (1,), "next_state": (size,), "reward": (), "terminal": ()}
-        self.ddpg = DDPG(policy, Replay(replay_episodes * groups, shapes), batch_size, **ddpg)
+        self.ddpg = DDPG(policy, Replay(replay_episodes * groups, shapes), batch_size, task.episodes, **ddpg)
 
     def propose(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """Explored ratios of every group, decided one after the other, [B, G]."""

@@ -59,7 +59,7 @@ class GNNRLDDPGAgent(nn.Module):
         policy = _Embedded(graph, Heads(graph.embedding_size, groups, hidden_size))
         shapes = {"kept": (groups,), "ratios": (groups,), "next_kept": (groups,), "reward": (), "terminal": ()}
         self.full = task.topology.full_widths()
-        self.ddpg = DDPG(policy, Replay(replay_size, shapes), batch_size, **ddpg)
+        self.ddpg = DDPG(policy, Replay(replay_size, shapes), batch_size, task.episodes, **ddpg)
 
     def propose(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """Explored ratios, [B, G]."""

@@ -1,5 +1,6 @@
 """NetAdapt: one group at a time (ECCV 2018)."""
 
+import logging
 import math
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor, nn
 from gnnrl_lightning.config import require_number
 from gnnrl_lightning.search.agents.protocol import Descend, Episodes
 from gnnrl_lightning.task import Task
+
+log = logging.getLogger(__name__)
 
 
 class NetAdaptAgent(nn.Module):
@@ -49,6 +52,12 @@ class NetAdaptAgent(nn.Module):
         require_number("agent.reduction", reduction, above=0, below=1)
         require_number("agent.decay", decay, above=0, below=1)
         self.episodes_per_iteration = len(task.topology.groups)
+        if task.episodes is not None and task.episodes < self.episodes_per_iteration:
+            log.warning(
+                "episodes=%d decide no group: a round takes %d, one for each group; give at least so many",
+                task.episodes,
+                self.episodes_per_iteration,
+            )
         self.decay = decay
         self._task = task
         self._full = task.topology.full_widths()
