@@ -1,7 +1,8 @@
 """The finished searches that a comparison is made of: read, told apart by method, and checked for being alike."""
 
 import csv
-from collections.abc import Callable, Collection
+import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +15,10 @@ from gnnrl_lightning.report.tables import named_settings, sweep_jobs
 NEARLY = 0.99
 """The share of a run's final best accuracy that counts as "found"."""
 
-_FREE = ("agent", "importance", "recovery", "method")
-"""Settings that belong to a method: they may differ between methods, but not between the runs of one."""
+_PARTS = ("agent", "importance", "recovery")
+"""What a method is made of, and may differ in from others."""
 
-_IGNORED = ("seed", "paths", "logger", "callbacks", "export")
+_IGNORED = ("method", "seed", "paths", "logger", "callbacks", "export")
 """Settings that have no influence on what is compared, or are what it is repeated over."""
 
 
@@ -128,17 +129,12 @@ def read_runs(folders: list[Path]) -> tuple[list[Run], list[str]]:
 def by_task(runs: list[Run]) -> dict[Task, dict[str, list[Run]]]:
     """The runs of each task by the label of their method, the best networks first.
 
-    The label is the method's name. If importance or recovery differ between the runs of that name, in any task, they
-    stand in it: "gnnrl (importance=l2)".
+    The label is the method's name. If agent, importance or recovery, or a setting of one of them, differ between the
+    runs of that name, in any task, they stand in it: "gnnrl (importance=l2)".
     """
-    labels = []
-    for run in runs:
-        rivals = [other.results for other in runs if other.method == run.method]
-        varied = [name for name in ("importance", "recovery") if len({each[name] for each in rivals}) > 1]
-        more = ", ".join(f"{name}={run.results[name]}" for name in varied)
-        labels.append(f"{run.method} ({more})" if more else run.method)
     tasks: dict[Task, dict[str, list[Run]]] = {}
-    for run, label in zip(runs, labels, strict=True):
+    for run in runs:
+        label = _label(run, [other for other in runs if other.method == run.method])
         tasks.setdefault(run.task, {}).setdefault(label, []).append(run)
     return {task: dict(sorted(tasks[task].items(), key=_top1, reverse=True)) for task in sorted(tasks)}
 
@@ -156,22 +152,32 @@ def unlike(methods: dict[str, list[Run]]) -> list[str]:
         lines.append(
             f"Warning: {', '.join(trained)} trained the network while it was pruned: more than the others did."
         )
-    apart = _differences(methods, lambda group: group not in (*_FREE, *_IGNORED))
+    apart = _differences(methods)
     if apart:
         lines.append(f"Warning: not alike in all runs: {'; '.join(apart)}.")
     for label, runs in methods.items():
-        inside = _differences({label: runs}, lambda group: group in _FREE)
-        numbers = [run.results["seed"] for run in runs]
-        if len(set(numbers)) < len(numbers):
-            inside.append(f"seeds {seeds(runs)}")
-        if inside:
-            lines.append(f"Warning: the runs of {label} differ in more than the seed: {'; '.join(inside)}.")
+        if len({run.results["seed"] for run in runs}) < len(runs):
+            lines.append(f"Warning: runs of {label} share a seed: {seeds(runs)}.")
     return lines
 
 
 def seeds(runs: list[Run]) -> str:
     """The seeds of some runs as text, in order."""
     return " ".join(str(seed) for seed in sorted(run.results["seed"] for run in runs))
+
+
+def _label(run: Run, rivals: list[Run]) -> str:
+    """The run's method, and whatever tells it from others of that name, as it is typed; of a path only the end."""
+    told = []
+    for part in _PARTS:
+        if len({other.results[part] for other in rivals}) > 1:
+            told.append(f"{part}={run.results[part]}")
+        same = [other.settings for other in rivals if other.results[part] == run.results[part]]
+        for name, value in run.settings.items():
+            known = {settings[name] for settings in same if name in settings}
+            if name.partition(".")[0] == part and len(known) > 1:
+                told.append(f"{name}={Path(value).name}")
+    return f"{run.method} ({', '.join(told)})" if told else run.method
 
 
 def _top1(item: tuple[str, list[Run]]) -> float:
@@ -194,13 +200,13 @@ def _by_recovery(methods: dict[str, list[Run]]) -> list[str]:
 def _flat(node: Any, prefix: str = "") -> dict[str, str]:
     """The leaves of nested settings as text, by their dotted names."""
     if not isinstance(node, dict) or not node:
-        return {prefix: str(node)}
+        return {prefix: json.dumps(node) if node is None or isinstance(node, bool) else str(node)}
     joined = (_flat(value, f"{prefix}.{name}".lstrip(".")) for name, value in node.items())
     return {name: value for part in joined for name, value in part.items()}
 
 
-def _differences(methods: dict[str, list[Run]], wanted: Callable[[str], bool]) -> list[str]:
-    """The settings of `wanted` groups that differ, and in whose runs: "episodes 200 (amc) against 208 (4 methods)".
+def _differences(methods: dict[str, list[Run]]) -> list[str]:
+    """The settings that should not differ and do, and in whose runs: "episodes 200 (amc) against 208 (4 methods)".
 
     What a run does not say, because it is older than the setting, is unknown, not different.
     """
@@ -208,7 +214,7 @@ def _differences(methods: dict[str, list[Run]], wanted: Callable[[str], bool]) -
     for label, runs in methods.items():
         for run in runs:
             for name, value in run.settings.items():
-                if wanted(name.partition(".")[0]):
+                if name.partition(".")[0] not in (*_PARTS, *_IGNORED):
                     found.setdefault(name, {}).setdefault(value, {})[label] = None
 
     def whose(labels: Collection[str]) -> str:

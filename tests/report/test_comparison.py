@@ -163,7 +163,6 @@ def test_what_is_not_alike_is_said(sweep: Path, tmp_path: Path) -> None:
     ((_, methods),) = by_task(read_runs([sweep])[0]).items()
     assert unlike(methods) == []
 
-    settings(sweep / "2", episodes=3, lr=0.3)
     settings(sweep / "3", episodes=4, lr=0.2)
     results = json.loads((sweep / "4" / "results.json").read_text())
     (sweep / "4" / "results.json").write_text(json.dumps(results | {"seed": 0, "device": "CUDA"}))
@@ -171,11 +170,24 @@ def test_what_is_not_alike_is_said(sweep: Path, tmp_path: Path) -> None:
     assert unlike(methods) == [
         "Warning: not alike in all runs: episodes 3 (gnnrl) against 4 (random); "
         "device CPU, 2 threads (gnnrl, uniform, random) against CUDA (random).",
-        "Warning: the runs of gnnrl differ in more than the seed: agent.lr 0.1 (gnnrl) against 0.3 (gnnrl).",
-        "Warning: the runs of random differ in more than the seed: seeds 0 0.",
+        "Warning: runs of random share a seed: 0 0.",
     ]
     _, _ = compared([sweep], tmp_path)
     assert "episodes 3 (gnnrl) against 4 (random)" in (tmp_path / "comparison.md").read_text()
+
+
+def test_settings_that_tell_runs_of_a_method_apart_stand_in_its_name(sweep: Path) -> None:
+    for job, encoder in enumerate(("null", "/runs/outputs/56", "/runs/outputs/56")):
+        text = f"agent: {{encoder_from: {encoder}, frozen: {encoder != 'null'}, lr: 0.1}}"
+        (sweep / str(job) / "config.yaml").write_text(text)
+    ((_, methods),) = by_task(read_runs([sweep])[0]).items()
+    assert {label: len(runs) for label, runs in methods.items()} == {
+        "gnnrl (agent.encoder_from=56, agent.frozen=true)": 2,
+        "gnnrl (agent.encoder_from=null, agent.frozen=false)": 1,
+        "uniform": 1,
+        "random": 2,
+    }
+    assert unlike(methods) == []
 
 
 def test_curves_are_means_and_a_single_network_is_a_level() -> None:
