@@ -17,8 +17,9 @@ $(INSTALLED): setup.cfg pyproject.toml
 search: $(INSTALLED)
 	$(BIN)/python search.py model=mobilenet_v2 budget=0.7
 
+# A process for each core, and in each one thread: they would only get into each other's way.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
