@@ -51,7 +51,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def settings_of(config: DictConfig, names: Iterable[str]) -> dict[str, Any]:
     """Parts of a configuration by dotted names, without what only says how images are loaded."""
-    return _leaves({name: config[name] for name in names})
+    return {key: leaf for name in names for key, leaf in _leaves(OmegaConf.select(config, name), name).items()}
 
 
 def require_same(then: dict[str, Any], now: dict[str, Any]) -> None:

@@ -38,6 +38,8 @@ def test_a_killed_search_ends_as_the_uninterrupted_one(
     assert 6 <= len(history(folder)) < EPISODES, "killed too late to show anything"
     assert not (folder / "plan.json").exists()
     assert history(folder) == history(whole)[: len(history(folder))]
+    other = run("search.py", [*overrides, "trainer.precision=bf16-mixed"], tmp_path)  # its rewards are others
+    assert other.code != 0 and "is of a run with trainer.precision=32-true" in other.err
 
     resumed = run("search.py", overrides, tmp_path)
     assert resumed.code == 0, resumed.err

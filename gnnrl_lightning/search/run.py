@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 _SHAPING = (
     *("model", "data", "agent", "cost", "importance", "recovery", "budget", "plan", "weights", "seed"),
-    *("exclude", "reward_images", "max_steps", "min_keep", "divisor", "keep_ends"),
+    *("exclude", "reward_images", "max_steps", "min_keep", "divisor", "keep_ends", "trainer.precision"),
 )
 """Settings that shape a search; a resumed one must have the same."""
 
