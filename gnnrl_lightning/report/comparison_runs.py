@@ -129,8 +129,8 @@ def read_runs(folders: list[Path]) -> tuple[list[Run], list[str]]:
 def by_task(runs: list[Run]) -> dict[Task, dict[str, list[Run]]]:
     """The runs of each task by the label of their method, the best networks first.
 
-    The label is the method's name. If agent, importance or recovery, or a setting of one of them, differ between the
-    runs of that name, in any task, they stand in it: "gnnrl (importance=l2)".
+    The label is the method's name. If agent, importance or recovery differ between the runs of that name, in any task,
+    they stand in it, and so do their settings that differ within the task: "gnnrl (importance=l2, agent.lr=0.01)".
     """
     tasks: dict[Task, dict[str, list[Run]]] = {}
     for run in runs:
@@ -167,15 +167,17 @@ def seeds(runs: list[Run]) -> str:
 
 
 def _label(run: Run, rivals: list[Run]) -> str:
-    """The run's method, and whatever tells it from others of that name, as it is typed; of a path only the end."""
+    """The run's method, and what tells it from others of that name, as it is typed; of a path only the end."""
     told = []
     for part in _PARTS:
         if len({other.results[part] for other in rivals}) > 1:
             told.append(f"{part}={run.results[part]}")
-        same = [other.settings for other in rivals if other.results[part] == run.results[part]]
+        alike = (other for other in rivals if other.task == run.task and other.results[part] == run.results[part])
+        same = [other.settings for other in alike]
         for name, value in run.settings.items():
             known = {settings[name] for settings in same if name in settings}
-            if name.partition(".")[0] == part and len(known) > 1:
+            # Where the code of a part lies may change from version to version.
+            if name.startswith(f"{part}.") and not name.endswith("_target_") and len(known) > 1:
                 told.append(f"{name}={Path(value).name}")
     return f"{run.method} ({', '.join(told)})" if told else run.method
 

@@ -176,11 +176,14 @@ def test_what_is_not_alike_is_said(sweep: Path, tmp_path: Path) -> None:
     assert "episodes 3 (gnnrl) against 4 (random)" in (tmp_path / "comparison.md").read_text()
 
 
-def test_settings_that_tell_runs_of_a_method_apart_stand_in_its_name(sweep: Path) -> None:
+def test_settings_that_tell_runs_of_a_method_apart_stand_in_its_name(sweep: Path, make_run: MakeRun) -> None:
+    make_run(sweep / "other", method="gnnrl", model="resnet20")
+    (sweep / "other" / "config.yaml").write_text("agent: {lr: 0.3}")  # of another task
     for job, encoder in enumerate(("null", "/runs/outputs/56", "/runs/outputs/56")):
-        text = f"agent: {{encoder_from: {encoder}, frozen: {encoder != 'null'}, lr: 0.1}}"
+        text = f"agent: {{_target_: v{job}, encoder_from: {encoder}, frozen: {encoder != 'null'}, lr: 0.1}}"
         (sweep / str(job) / "config.yaml").write_text(text)
-    ((_, methods),) = by_task(read_runs([sweep])[0]).items()
+    other, methods = by_task(read_runs([sweep])[0]).values()
+    assert list(other) == ["gnnrl"]
     assert {label: len(runs) for label, runs in methods.items()} == {
         "gnnrl (agent.encoder_from=56, agent.frozen=true)": 2,
         "gnnrl (agent.encoder_from=null, agent.frozen=false)": 1,
