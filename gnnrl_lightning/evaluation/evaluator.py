@@ -121,7 +121,8 @@ class Evaluator:
 
     def _reward_on(self, count: int, widths: Tensor) -> float:
         images, labels = self._reward
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+        # No cache: a recovery that trains would go on with the weights of its first step.
+        with torch.autocast(self.device.type, torch.bfloat16, self.bfloat16, cache_enabled=False):
             hits = correct(self.network(widths), images, labels[:count], self.batch_size)
         return 100.0 * hits / count - 100.0
 

@@ -19,7 +19,7 @@ _PARTS = ("agent", "importance", "recovery")
 """What a method is made of, and may differ in from others."""
 
 _IGNORED = ("method", "seed", "paths", "logger", "callbacks", "export")
-"""Settings that have no influence on what is compared, or are what it is repeated over."""
+"""What the runs are told apart by anyway, is repeated over, or has no influence on what is compared."""
 
 
 class Task(NamedTuple):

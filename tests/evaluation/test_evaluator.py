@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from gnnrl_lightning.data import IMAGENET, HeldImages
 from gnnrl_lightning.evaluation.evaluator import Evaluator, correct
 from gnnrl_lightning.evaluation.measure import speeds, test_top1, weight_bytes
-from gnnrl_lightning.evaluation.recovery import BatchNormRecovery, NoRecovery
+from gnnrl_lightning.evaluation.recovery import BatchNormRecovery, FinetuneRecovery, NoRecovery
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
 from gnnrl_lightning.pruning.importance.magnitude import Magnitude
 from gnnrl_lightning.pruning.surgery import prune
@@ -83,6 +83,25 @@ def test_rewards_follow_the_trainers_precision(
     reward = evaluator_of(network, topology, recovery, precision=precision)(topology.full_widths())
     assert recovery.half == half
     assert reward == pytest.approx(evaluator_of(network, topology, recovery)(topology.full_widths()), abs=5)
+
+
+class Trained(FinetuneRecovery):
+    """Keeps what its training made of the classifier."""
+
+    weights = torch.empty(0)
+
+    def __call__(self, model: nn.Module, images: HeldImages, labels: Tensor) -> None:
+        super().__call__(model, images, labels)
+        self.weights = model.get_parameter("linear.weight").detach().clone()
+
+
+def test_training_in_half_precision_goes_where_it_does_in_single(network: nn.Module, topology: Topology) -> None:
+    recoveries = [Trained(images=32, batch_size=8, epochs=3, lr=0.05) for _ in range(2)]
+    for recovery, precision in zip(recoveries, ("32-true", "bf16-mixed"), strict=True):
+        evaluator_of(network, topology, recovery, precision=precision)(topology.full_widths())
+    before = network.get_parameter("linear.weight").detach()
+    single, half_ = (recovery.weights - before for recovery in recoveries)
+    assert (single - half_).norm() < 0.1 * single.norm()
 
 
 def test_the_network_handed_on_is_recovered_in_single_precision(network: nn.Module, topology: Topology) -> None:
