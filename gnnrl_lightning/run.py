@@ -1,5 +1,6 @@
 """The story of search.py: from a trained network to a smaller one, measured and reported."""
 
+import json
 import logging
 import time
 from dataclasses import asdict, replace
@@ -19,9 +20,9 @@ from gnnrl_lightning.data import ImageDataModule, Preprocessing
 from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.measure import budget_check, speeds, test_top1, weight_bytes
 from gnnrl_lightning.export import check_formats, check_saved, export
-from gnnrl_lightning.files import write_json, write_text
+from gnnrl_lightning.files import write_json
 from gnnrl_lightning.finetune import Curve
-from gnnrl_lightning.fitting import device_of, fit
+from gnnrl_lightning.fitting import build_trainer, device_of, fit
 from gnnrl_lightning.models.factory import ModelSpec, check_model, create_model, preprocessing_of
 from gnnrl_lightning.pruning.apply import make_plan, placed, planned_widths, save_pruned
 from gnnrl_lightning.pruning.plan import PruningPlan
@@ -34,7 +35,7 @@ from gnnrl_lightning.report.page import write_report
 from gnnrl_lightning.report.results import choice, command, durations, stages
 from gnnrl_lightning.report.tables import stage_table
 from gnnrl_lightning.search.environment import PruningEnv
-from gnnrl_lightning.search.run import check_resume, check_stage, run_agent
+from gnnrl_lightning.search.run import begin, check_resume, check_stage, has_ended, run_agent
 from gnnrl_lightning.start import starting_point
 from gnnrl_lightning.topology.outline import write_layers
 from gnnrl_lightning.tracking import log_input, log_metrics, log_run, open_loggers
@@ -72,6 +73,9 @@ def _prune(config: DictConfig) -> float:
     """One stage: a search, the network that it found, its fine-tuning and its report."""
     cfg: SearchConfig = typed(config, SearchConfig)
     folder, device = Path(config.paths.run), device_of(config)
+    if has_ended(config, folder):
+        log.info("%s has ended with these settings; it is not run again", folder)
+        return cast(float, json.loads((folder / "results.json").read_text())["reward"]["whole_split"])
     check_resume(config, folder)
     check_formats(cfg.export)
     spec = ModelSpec.from_config(config.model)
@@ -111,6 +115,8 @@ def _prune(config: DictConfig) -> float:
     )
     reward = data.tensors("reward")
     importance = build(config.importance)
+    if hasattr(importance, "check"):
+        importance.check(topology)
     available = len(data.splits["train"].labels)
     wanted = {"recovery.images": recovery.images, "importance.images": importance.images}
     for name, images in wanted.items():
@@ -120,10 +126,11 @@ def _prune(config: DictConfig) -> float:
     training = data.tensors("train", min(max(*needed, 1), available))
     # Seeded anew, so that the agent starts alike whether the base network is trained now or comes from a file.
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    task = env.task(lambda: evaluator.ranking.scores, cfg.episodes)
+    ranks = build_trainer(config, [], [], enable_progress_bar=False).world_size
+    task = env.task(lambda: evaluator.ranking.scores, -(-cfg.episodes // ranks))
     agent = build(config.agent, task=task)
 
-    rank_zero_only(write_text)(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    rank_zero_only(begin)(config, folder)
     with open_loggers(config, "search") as logger:
         if earlier is not None:
             log_input(logger, Path(str(cfg.plan)).parent, f"{spec.name}-{data.name}", earlier.about)
@@ -173,6 +180,8 @@ def _prune(config: DictConfig) -> float:
             top1["fine-tuned"] = test_top1(pruned, images, device, "fine-tuned")
             write(folder, pruned, plan)
         clock["end"] = time.perf_counter()
+        seconds = durations(clock)
+        seconds["search"] = round(seconds["search"] + module.seconds_before, 1)
         log_metrics(logger, {"search/winner_reward": whole} | {f"test_top1/{name}": x for name, x in top1.items()})
         if module.global_rank == 0:
             exported = check_saved(pruned, original, reward[0][:8], folder)
@@ -194,7 +203,7 @@ def _prune(config: DictConfig) -> float:
                 "trained_copy": evaluator.ranking.model is not None,
                 "episodes": len(module.history),
                 "evaluations": sum(not row["cached"] for row in module.history),
-                "seconds": durations(clock),
+                "seconds": seconds,
                 "stages": stages(unpruned, plan, top1, [each.median_ms for each in measured[0]]),
                 "speed": {
                     name: [asdict(batch[index]) for batch in measured]

@@ -11,9 +11,9 @@ from gnnrl_lightning.data.preprocessing import HeldImages
 
 
 def sgd_steps(
-    model: nn.Module, images: HeldImages, labels: Tensor, batch_size: int, lr: float, steps: int
+    model: nn.Module, images: HeldImages, labels: Tensor, batch_size: int, lr: float, steps: int, seed: int
 ) -> Generator[Tensor, None, None]:
-    """Trains a network in place by SGD; the same network and images give the same result.
+    """Trains a network in place by SGD; the same network, images and seed give the same result.
 
     Args:
         model: In train mode until the last step, or until the generator is closed.
@@ -22,6 +22,7 @@ def sgd_steps(
         batch_size: Images a step.
         lr: Learning rate, constant.
         steps: How many to make at most.
+        seed: Of the order of the images, and of dropout.
 
     Yields:
         The rows of the images of each step, after it was made.
@@ -29,12 +30,12 @@ def sgd_steps(
     modes = modes_of(model)
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=4e-5)
-    # Dropout inside the network would draw from the global generator: fork it, so that a reward has one value.
+    # Dropout inside the network would draw from the global generator: fork it, so that the seed decides.
     device = images.pixels.device
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
-            torch.manual_seed(0)
-            for batch in islice(_batches(len(images), batch_size), steps):
+            torch.manual_seed(seed)
+            for batch in islice(_batches(len(images), batch_size, seed), steps):
                 optimizer.zero_grad()
                 F.cross_entropy(model(images[batch]), labels[batch]).backward()
                 optimizer.step()
@@ -59,10 +60,10 @@ def restore(modes: list[tuple[nn.Module, bool]]) -> None:
         module.training = training
 
 
-def _batches(images: int, batch_size: int) -> Iterator[Tensor]:
+def _batches(images: int, batch_size: int, seed: int) -> Iterator[Tensor]:
     """The rows of every step, in a new order each epoch, whose last images are left out if they fill no batch."""
     size = min(batch_size, images)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     while True:
         rows = torch.randperm(images, generator=generator)
         yield from rows[: images // size * size].split(size)

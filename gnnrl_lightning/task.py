@@ -21,7 +21,7 @@ class Task:
         allowed: The most that a network may cost.
         uniform: The widths within the budget that remove the same fraction of every group, [G].
         scores: The importance of every channel, one tensor [width] a group; known when the search begins.
-        episodes: How many networks may be proposed; None where nobody says.
+        episodes: How many networks may be proposed, by each rank where there are several; None where nobody says.
     """
 
     topology: Topology

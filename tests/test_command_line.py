@@ -203,6 +203,7 @@ BAD = {
     "divisor": ("divisor=0", "divisor=0"),
     "exclude": ("exclude=[nonsense]", "nonsense"),
     "string": ("exclude=conv1", "exclude=conv1 must be a list, e.g. exclude=[conv1]"),
+    "scale": ("model=vgg16 importance=bn_scale", "importance=bn_scale needs BatchNorm behind every channel"),
     "steps": ("episodes=1.5", "episodes=1.5 must be a whole number"),
     "agent": ("agent.episodes_per_iteration=1", "agent.episodes_per_iteration=1"),
     "unknown": ("budgte=0.5", "there is no setting budgte; do you mean budget?"),

@@ -49,6 +49,14 @@ def test_a_killed_search_ends_as_the_uninterrupted_one(
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+def test_a_finished_search_is_not_run_again(finished: tuple[Path, Outcome], tiny: list[str], tmp_path: Path) -> None:
+    folder, _ = finished
+    before = {name: (folder / name).stat().st_mtime_ns for name in ("results.json", "plan.json", "report.html")}
+    again = run("search.py", [*tiny, f"hydra.run.dir={folder}"], tmp_path)
+    assert again.code == 0 and "has ended with these settings" in again.out
+    assert {name: (folder / name).stat().st_mtime_ns for name in before} == before
+
+
 def test_a_killed_training_ends_as_the_uninterrupted_one(tmp_path: Path) -> None:
     settings = "model=mobilenet_v2 data=digits fit.epochs=3 fit.lr=0.05 fit.mixup=0.2 fit.ema_decay=0.9 trainer=cpu"
     small = "model.kwargs={width_mult: 0.1} data.test_images=800 data.reward_images=100 logger=null callbacks=none"

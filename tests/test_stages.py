@@ -73,7 +73,8 @@ def test_stages_meet_the_budget_of_the_original(tiny: list[str], tmp_path: Path)
     network = gl.load_pruned(folder)
     assert sum(parameter.numel() for parameter in network.parameters()) == tuned["params"]
 
-    history = (folder / "stages" / "1" / "history.csv").stat().st_mtime_ns
+    (folder / "results.json").unlink()  # as if it had been killed in the last stage
+    history, then = ((folder / at / "history.csv").stat().st_mtime_ns for at in ("stages/1", ""))
     further = f"plan={folder / 'plan.json'}"
     refused = {
         "seed": ["seed=1", "stages=2", f"hydra.run.dir={folder}"],
@@ -89,6 +90,7 @@ def test_stages_meet_the_budget_of_the_original(tiny: list[str], tmp_path: Path)
     )
     assert outcomes[0].code == 0, outcomes[0].err
     assert (folder / "stages" / "1" / "history.csv").stat().st_mtime_ns == history
+    assert (folder / "results.json").is_file() and (folder / "history.csv").stat().st_mtime_ns == then
     for reason, other in zip(refused, outcomes[1:], strict=True):
         assert other.code == 1
         assert reason in other.err

@@ -106,7 +106,8 @@ class FinetuneRecovery:
         # Training goes on to move the statistics: all images would make an epoch a third dearer and change nothing.
         recalibrate(model, HeldImages(images.pixels[:_CALIBRATION], images.preprocessing), self.batch_size)
         steps = max(1, round(self.epochs * steps_per_epoch(len(images), self.batch_size)))
-        for _ in sgd_steps(model, images, labels, self.batch_size, self.lr, steps):
+        # One seed for all, so that a reward has one value and networks differ by their widths alone.
+        for _ in sgd_steps(model, images, labels, self.batch_size, self.lr, steps, seed=0):
             pass
 
 

@@ -147,7 +147,7 @@ class DDPG(nn.Module):
         policy: What is trained, an `nn.Module`.
         replay: Of rows that `policy.transitions` understands, with a column `reward` of minus the error in 1.
         rows_per_update: Rows of a batch.
-        planned: Episodes that the search has; None where nobody says.
+        planned: Episodes that the search has on each rank; None where nobody says.
         warmup: Episodes of random actions before learning begins (AMC: 100).
         noise: Standard deviation of the exploration at first (AMC: 0.5).
         noise_decay: What an episode leaves of it (AMC: 0.95).

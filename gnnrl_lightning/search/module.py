@@ -64,6 +64,8 @@ class SearchModule(L.LightningModule):
         self.grad_clip = grad_clip
         self.history: list[dict[str, Any]] = []
         self.on_reward: Callable[[], None] | None = None
+        self.seconds_before = 0.0  # what the search took before it was stopped
+        self._started = 0.0
         self._generator: torch.Generator | None = None
         self._generator_state: Tensor | None = None
 
@@ -83,6 +85,7 @@ class SearchModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Makes the rank's own generator; and how many iterations there are is known now that the ranks are."""
+        self._started = time.perf_counter()
         loop = self.trainer.fit_loop
         loop.max_epochs = min(loop.max_epochs or self.iterations, self.iterations)
         self._generator = torch.Generator().manual_seed(self.seed + self.global_rank)
@@ -205,6 +208,7 @@ class SearchModule(L.LightningModule):
             "history": self.history,
             "generators": states.view(self.trainer.world_size, -1).cpu(),
             "settings": self.settings,
+            "seconds": self.seconds_before + time.perf_counter() - self._started,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -219,6 +223,7 @@ class SearchModule(L.LightningModule):
         )
         self.history = list(saved["history"])
         self._generator_state = saved["generators"]
+        self.seconds_before = saved["seconds"]
         for row in self.history:
             self._cache(row)
 

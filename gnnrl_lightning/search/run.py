@@ -8,6 +8,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from gnnrl_lightning.config import SearchConfig
+from gnnrl_lightning.files import write_text
 from gnnrl_lightning.fitting import build_trainer
 from gnnrl_lightning.resume import read_checkpoint, require_same, settings_of
 from gnnrl_lightning.search.agents.protocol import Agent
@@ -58,6 +59,23 @@ def check_stage(config: DictConfig, folder: Path) -> bool:
     assert isinstance(then, DictConfig)
     require_same(settings_of(then, names), settings_of(config, names))
     return True
+
+
+def has_ended(config: DictConfig, folder: Path) -> bool:
+    """Whether the folder holds a finished run of these very settings, so that a sweep typed again only fills gaps."""
+    told = folder / "config.yaml"
+    if not (folder / "results.json").is_file() or not told.is_file():
+        return False
+    then, now = OmegaConf.to_container(OmegaConf.load(told)), OmegaConf.to_container(config, resolve=True)
+    assert isinstance(then, dict) and isinstance(now, dict)
+    elsewhere = {"paths": None, "logger": None}  # where it lies and is logged may change from start to start
+    return then | elsewhere == now | elsewhere
+
+
+def begin(config: DictConfig, folder: Path) -> None:
+    """Writes the run's settings; results of other settings go, since they would pass for the results of these."""
+    (folder / "results.json").unlink(missing_ok=True)
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
 
 
 def check_resume(config: DictConfig, folder: Path) -> None:

@@ -21,7 +21,9 @@ from gnnrl_lightning.topology import trace
 
 
 def group_fisher(**settings: Any) -> GroupFisher:
-    return GroupFisher(**{"images": 16, "batch_size": 8, "lr": 0.01, "interval": 1, "channels_per_step": 1, **settings})
+    return GroupFisher(
+        **{"images": 16, "batch_size": 8, "lr": 0.01, "interval": 1, "channels_per_step": 1, "seed": 0, **settings}
+    )
 
 
 def cut(scores: list[Tensor], task: Task) -> list[list[int]]:
@@ -70,7 +72,9 @@ def test_what_goes_has_the_least_sum_of_its_interval_for_its_memory(interval: in
     scores = torch.cat(group_fisher(interval=interval)(model, task, IMAGES, LABELS).scores)
     assert sorted(scores.tolist()) == list(range(1, 12))
     sums, mask, network = torch.zeros(11), torch.ones(11, dtype=torch.bool), copy.deepcopy(model)
-    for step, rows in enumerate(sgd_steps(network, IMAGES, LABELS, batch_size=8, lr=0.01, steps=3 * interval), 1):
+    for step, rows in enumerate(
+        sgd_steps(network, IMAGES, LABELS, batch_size=8, lr=0.01, steps=3 * interval, seed=0), 1
+    ):
         zero_reads(network, topology, mask)
         sums += gate_gradients(network, topology, IMAGES[rows], LABELS[rows]).square().sum(0)
         if step % interval == 0:
@@ -86,7 +90,7 @@ def test_what_is_left_ranks_by_what_it_has_in_the_end() -> None:
     topology = trace(model, torch.zeros(1, 3, 8, 8))
     task = Task(topology, topology.macs, topology.macs(), topology.full_widths(), lambda: [])
     sums, network = torch.zeros(11), copy.deepcopy(model)
-    for rows in sgd_steps(network, IMAGES, LABELS, batch_size=8, lr=0.01, steps=2):
+    for rows in sgd_steps(network, IMAGES, LABELS, batch_size=8, lr=0.01, steps=2, seed=0):
         sums += gate_gradients(network, topology, IMAGES[rows], LABELS[rows]).square().sum(0)
     scores = torch.cat(group_fisher(interval=2)(model, task, IMAGES, LABELS).scores)
     assert torch.equal(scores.argsort(), (sums / activations(topology)).argsort())
@@ -106,6 +110,6 @@ def test_groups_keep_multiples_of_the_divisor_and_what_they_must() -> None:
 
 
 def test_a_computed_weight_cannot_be_kept_at_zero() -> None:
-    model, topology = traced("standardised")
+    _, topology = traced("standardised")
     with pytest.raises(ValueError, match="is no parameter but computed; take importance=fisher"):
-        group_fisher()(model, task_of(topology), IMAGES, LABELS)
+        group_fisher().check(topology)

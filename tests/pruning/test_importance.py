@@ -162,7 +162,7 @@ def test_bn_scale_hears_all_layers_that_a_channel_runs_through() -> None:
 def test_bn_scale_needs_a_scale(norm: nn.Module) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), norm, nn.Conv2d(4, 2, 1))
     with pytest.raises(ValueError, match=r"those of 2 have none; take importance=l1"):
-        scores_of(BatchNormScale(), model, trace(model, torch.zeros(1, 3, 8, 8)))
+        BatchNormScale().check(trace(model, torch.zeros(1, 3, 8, 8)))
 
 
 def test_random_scores_are_any() -> None:

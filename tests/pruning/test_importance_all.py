@@ -120,6 +120,14 @@ def test_it_changes_nothing_and_equal_seeds_give_equal_scores(name: str) -> None
         assert first.model is None
 
 
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_seed_is_that_of_the_training(name: str) -> None:
+    model, topology = residual()
+    one, other = (rank(name, model, topology, seed=seed).model for seed in (0, 1))
+    assert one is not None and other is not None
+    assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("name", ["taylor", "fisher", "hrank"])
 def test_how_images_are_batched_is_of_no_matter(name: str) -> None:
     model, topology = residual()
@@ -146,6 +154,8 @@ def test_wrong_settings_are_named(name: str) -> None:
         ("genetic", "generations", -1),
         ("genetic", "crossover", 1.5),
         ("genetic", "mutation", 0),
+        ("soft", "seed", -1),
+        ("group_fisher", "seed", -1),
         ("soft", "epochs", 0),
         ("soft", "lr", 0),
         ("soft", "p", 3),

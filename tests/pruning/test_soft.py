@@ -25,7 +25,7 @@ def filters(model: nn.Module, slots: dict[tuple[str, int], Tensor]) -> dict[str,
 def test_what_is_zeroed_ranks_last_in_all_layers_of_its_group() -> None:
     model, topology = residual()
     task = task_of(topology)
-    ranking = SoftPruning(images=16, batch_size=8, epochs=3, lr=0.01, p=2)(model, task, IMAGES, LABELS)
+    ranking = SoftPruning(images=16, batch_size=8, epochs=3, lr=0.01, p=2, seed=0)(model, task, IMAGES, LABELS)
     kept = ranking.kept(task.uniform)
     for group, scores, channels in zip(topology.groups, ranking.scores, kept, strict=True):
         assert (scores == 0).sum() == group.width - len(channels)
@@ -45,7 +45,7 @@ def test_what_was_zeroed_may_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
         zero_filters(network, topology, mask)
 
     monkeypatch.setattr(soft, "zero_filters", note)
-    SoftPruning(images=16, batch_size=8, epochs=4, lr=0.1, p=2)(model, task_of(topology), IMAGES, LABELS)
+    SoftPruning(images=16, batch_size=8, epochs=4, lr=0.1, p=2, seed=0)(model, task_of(topology), IMAGES, LABELS)
     assert len(after) == 4
     assert (~after[0] & after[-1]).any() and (after[0] & ~after[-1]).any()
 

@@ -7,6 +7,7 @@ import torch
 from searching import agent_of, bandit, in_iterations_of, run_search, without_time
 from torch import Tensor
 
+from gnnrl_lightning.resume import read_checkpoint
 from gnnrl_lightning.search.module import HISTORY, SearchModule
 from gnnrl_lightning.topology import Topology
 
@@ -95,6 +96,17 @@ def test_a_resumed_search_ends_as_the_uninterrupted_one(
     assert without_time(resumed.history) == without_time(whole.history)
     for ours, theirs in zip(parameters(resumed), parameters(whole), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_the_seconds_of_all_parts_of_a_search_count(resnet20_topology: Topology, tmp_path: Path) -> None:
+    def seconds() -> float:
+        return float(read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["search"]["seconds"])
+
+    first = run_search(module_of(resnet20_topology), tmp_path, iterations=1)
+    before = seconds()
+    assert before > 0 and first.seconds_before == 0
+    resumed = run_search(module_of(resnet20_topology), tmp_path)
+    assert resumed.seconds_before == before < seconds()
 
 
 def test_resuming_a_finished_search_changes_nothing(resnet20_topology: Topology, tmp_path: Path) -> None:

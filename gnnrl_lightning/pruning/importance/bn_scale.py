@@ -21,12 +21,25 @@ class BatchNormScale:
 
     images: int | None = 0
 
-    def __call__(self, model: nn.Module, task: Task, images: HeldImages, labels: Tensor) -> Ranking:
-        """Ranks by scale; no image is looked at.
+    def check(self, topology: Topology) -> None:
+        """Before any training.
 
         Raises:
             ValueError: If channels run through no BatchNorm layer with a scale.
         """
+        scaled = torch.zeros(len(topology.group_of_slot), dtype=torch.bool)
+        for name in scales(topology):
+            slots = topology.slots[name, 0]
+            scaled[slots[slots >= 0]] = True
+        if not scaled.all():
+            group = topology.groups[int(topology.group_of_slot[~scaled][0])]
+            raise ValueError(
+                f"importance=bn_scale needs BatchNorm behind every channel, and those of {group.name} have none; take "
+                f"importance=l1, or leave such layers whole with exclude=[…]."
+            )
+
+    def __call__(self, model: nn.Module, task: Task, images: HeldImages, labels: Tensor) -> Ranking:
+        """Ranks by scale; no image is looked at."""
         topology = task.topology
         total = torch.zeros(len(topology.group_of_slot))
         layers = torch.zeros_like(total)
@@ -37,12 +50,6 @@ class BatchNormScale:
             owned = slots >= 0
             total.index_add_(0, slots[owned], scale[owned])
             layers.index_add_(0, slots[owned], torch.ones_like(scale[owned]))
-        if not layers.all():
-            group = topology.groups[int(topology.group_of_slot[layers == 0][0])]
-            raise ValueError(
-                f"importance=bn_scale needs BatchNorm behind every channel, and those of {group.name} have none; take "
-                f"importance=l1, or leave such layers whole with exclude=[…]."
-            )
         return Ranking(list((total / layers).split(topology.full_widths().tolist())))
 
 

@@ -34,26 +34,44 @@ class GroupFisher:
         lr: Learning rate above 0, constant.
         interval: Steps between two removals, at least 1.
         channels_per_step: Removals at a time, at least 1.
+        seed: Of the training.
 
     Raises:
         ValueError: If a value is out of range.
     """
 
-    def __init__(self, images: int | None, batch_size: int, lr: float, interval: int, channels_per_step: int):
+    def __init__(
+        self, images: int | None, batch_size: int, lr: float, interval: int, channels_per_step: int, seed: int
+    ):
         require_images(images, batch_size, least=2)  # BatchNorm needs two: one has no variance
         require_number("importance.lr", lr, above=0)
         require_whole("importance.interval", interval, 1)
         require_whole("importance.channels_per_step", channels_per_step, 1)
+        require_whole("importance.seed", seed, 0)
         self.images = images
         self.batch_size = batch_size
         self.lr = lr
         self.interval = interval
         self.channels_per_step = channels_per_step
+        self.seed = seed
+
+    def check(self, topology: Topology) -> None:
+        """Before any training.
+
+        Raises:
+            ValueError: If channels are read by what is no parameter, and so cannot be kept at zero.
+        """
+        for (name, dimension), slots in topology.slots.items():
+            reads = topology.labels.readers.get(name) == dimension and bool((slots >= 0).any())
+            if reads and name not in topology.program.parameters:
+                raise ValueError(
+                    f"importance=group_fisher keeps weights that read removed channels at zero while it trains, and "
+                    f"{name} is no parameter but computed; take importance=fisher."
+                )
 
     def __call__(self, model: nn.Module, task: Task, images: HeldImages, labels: Tensor) -> Ranking:
         """Trains a copy; its channels rank by when they went, and those that are left by what they have by then."""
         topology = task.topology
-        _require_plain_weights(topology)
         network = copy.deepcopy(model)
         memory = activations(topology)
         sums = torch.zeros(len(memory))
@@ -66,7 +84,8 @@ class GroupFisher:
 
         start = cost()
         removals = sum(len(group.widths()) - 1 for group in topology.groups)  # at most
-        training = sgd_steps(network, images, labels, self.batch_size, self.lr, self.interval * (removals + 1))
+        steps = self.interval * (removals + 1)
+        training = sgd_steps(network, images, labels, self.batch_size, self.lr, steps, self.seed)
         with Progress(transient=True) as progress, closing(training):
             bar = progress.add_task("importance: group_fisher", total=start - task.allowed)
             for step, rows in enumerate(training, 1):
@@ -100,14 +119,3 @@ def _least(scores: Tensor, mask: Tensor, topology: Topology) -> list[int]:
             found = slots[scores[slots].argsort(stable=True)[: len(slots) - smaller[-1]]]
             candidates.append((float(scores[found].mean()), found.tolist()))
     return min(candidates)[1]
-
-
-def _require_plain_weights(topology: Topology) -> None:
-    """Raise ValueError where channels are read by what is no parameter, and so cannot be kept at zero."""
-    for (name, dimension), slots in topology.slots.items():
-        reads = topology.labels.readers.get(name) == dimension and bool((slots >= 0).any())
-        if reads and name not in topology.program.parameters:
-            raise ValueError(
-                f"importance=group_fisher keeps weights that read removed channels at zero while it trains, and {name} "
-                f"is no parameter but computed; take importance=fisher."
-            )

@@ -30,27 +30,30 @@ class SoftPruning:
         epochs: Passes over these images, at least 1.
         lr: Learning rate above 0, constant.
         p: Order of the norm, 1 or 2.
+        seed: Of the training.
 
     Raises:
         ValueError: If a value is out of range.
     """
 
-    def __init__(self, images: int | None, batch_size: int, epochs: int, lr: float, p: int):
+    def __init__(self, images: int | None, batch_size: int, epochs: int, lr: float, p: int, seed: int):
         require_images(images, batch_size, least=2)  # BatchNorm needs two: one has no variance
         require_whole("importance.epochs", epochs, 1)
         require_number("importance.lr", lr, above=0)
         require_order(p)
+        require_whole("importance.seed", seed, 0)
         self.images = images
         self.batch_size = batch_size
         self.epochs = epochs
         self.lr = lr
         self.p = p
+        self.seed = seed
 
     def __call__(self, model: nn.Module, task: Task, images: HeldImages, labels: Tensor) -> Ranking:
         """Trains a copy and ranks its filters by norm; those that are zero go first."""
         network, topology = copy.deepcopy(model), task.topology
         epoch = steps_per_epoch(len(images), self.batch_size)
-        steps = sgd_steps(network, images, labels, self.batch_size, self.lr, self.epochs * epoch)
+        steps = sgd_steps(network, images, labels, self.batch_size, self.lr, self.epochs * epoch, self.seed)
         bar = track(steps, "importance: soft", total=self.epochs * epoch, transient=True)
         for step, _ in enumerate(bar, 1):
             if step % epoch == 0:
