@@ -50,8 +50,9 @@ COLUMNS = (
 LEGEND = (
     f"Mean ± sample standard deviation over the runs; no spread for a single one. Reward: {MINUS}(top-1 error in %) on "
     "images held out of the training images: the best of a run on those that the search sees, the winner's on the "
-    "whole split. Evaluations: networks that the search tested; one proposed again does not count. To 99 %: until the "
-    "best accuracy, 100 + reward, is 99 % of what it is at the run's end. Sorted by the top-1 of the final networks."
+    "whole split. Evaluations: networks that the search tested; neither one proposed again counts, nor that up to "
+    "`finalists` of them are tested again, on the whole split. To 99 %: until the best accuracy, 100 + reward, is 99 % "
+    "of what it is at the run's end. Sorted by the top-1 of the final networks."
 )
 
 

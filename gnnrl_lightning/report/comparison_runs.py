@@ -18,6 +18,13 @@ NEARLY = 0.99
 _PARTS = ("agent", "importance", "recovery")
 """What a method is made of, and may differ in from others."""
 
+_SHARED = {
+    "importance": "channels are chosen by different importances",
+    "recovery": "rewards, and top-1 before fine-tuning, are after different recoveries, and one that trains is of use "
+    "after fine-tuning too",
+}
+"""Parts that agents can share, and what a table mixes where they do not."""
+
 _IGNORED = ("method", "seed", "paths", "logger", "callbacks", "export")
 """What the runs are told apart by anyway, is repeated over, or has no influence on what is compared."""
 
@@ -117,6 +124,8 @@ def read_runs(folders: list[Path]) -> tuple[list[Run], list[str]]:
             config = job / "config.yaml"
             settings = _flat(OmegaConf.to_container(OmegaConf.load(config))) if config.is_file() else {}
             settings["device"] = results["device"]
+            if settings.get("stages", "1") != "1":
+                settings.pop("plan", None)  # of the stage before, in the run's own folder
             runs.append(Run(results, settings, running_best(job / "history.csv")))
     if not runs:
         raise ValueError(
@@ -142,15 +151,19 @@ def by_task(runs: list[Run]) -> dict[Task, dict[str, list[Run]]]:
 def unlike(methods: dict[str, list[Run]]) -> list[str]:
     """Warnings, in sentences: where the runs of one task are not alike, so that a comparison is not quite fair."""
     lines = []
-    recoveries = _by_recovery(methods)
-    if len(recoveries) > 1:
-        lines.append(
-            f"Warning: rewards, and top-1 before fine-tuning, are after different recoveries: {'; '.join(recoveries)}."
-        )
+    for part, why in _SHARED.items():
+        choices = _by_choice(methods, part)
+        if len(choices) > 1:
+            lines.append(f"Warning: {why}: {'; '.join(choices)}.")
     trained = [label for label, runs in methods.items() if any(run.results.get("trained_copy") for run in runs)]
     if trained:
         lines.append(
             f"Warning: {', '.join(trained)} trained the network while it was pruned: more than the others did."
+        )
+    staged = [label for label, runs in methods.items() if any(run.settings.get("stages", "1") != "1" for run in runs)]
+    if staged:
+        lines.append(
+            f"Warning: {', '.join(staged)} searched in stages: evaluations, seconds and curves are of the last one."
         )
     apart = _differences(methods)
     if apart:
@@ -167,19 +180,29 @@ def seeds(runs: list[Run]) -> str:
 
 
 def _label(run: Run, rivals: list[Run]) -> str:
-    """The run's method, and what tells it from others of that name, as it is typed; of a path only the end."""
+    """The run's method, and what tells it from others of that name."""
     told = []
     for part in _PARTS:
         if len({other.results[part] for other in rivals}) > 1:
             told.append(f"{part}={run.results[part]}")
-        alike = (other for other in rivals if other.task == run.task and other.results[part] == run.results[part])
-        same = [other.settings for other in alike]
-        for name, value in run.settings.items():
-            known = {settings[name] for settings in same if name in settings}
-            # Where the code of a part lies may change from version to version.
-            if name.startswith(f"{part}.") and not name.endswith("_target_") and len(known) > 1:
-                told.append(f"{name}={Path(value).name}")
+        told += _own_settings(run, part, [other for other in rivals if other.task == run.task])
     return f"{run.method} ({', '.join(told)})" if told else run.method
+
+
+def _own_settings(run: Run, part: str, others: list[Run]) -> list[str]:
+    """Its settings of a part in which others that chose the same differ, as typed; of a path the end, if that tells.
+
+    Neither where code lies, which may change with the version, nor a part's seed that is the run's, is such a setting.
+    """
+    same = [other for other in others if other.results[part] == run.results[part]]
+    told = []
+    for name, value in run.settings.items():
+        known = {other.settings[name] for other in same if name in other.settings}
+        seed = all(other.settings.get(name) in (None, str(other.results["seed"])) for other in same)
+        if name.startswith(f"{part}.") and not name.endswith("_target_") and len(known) > 1 and not seed:
+            ends = {Path(each).name for each in known}
+            told.append(f"{name}={Path(value).name if len(ends) == len(known) else value}")
+    return told
 
 
 def _top1(item: tuple[str, list[Run]]) -> float:
@@ -188,14 +211,13 @@ def _top1(item: tuple[str, list[Run]]) -> float:
     return float(np.mean(known)) if known else -np.inf
 
 
-def _by_recovery(methods: dict[str, list[Run]]) -> list[str]:
-    """The recoveries that rewards are after, and whose: "bn 512 images (gnnrl, amc)"."""
+def _by_choice(methods: dict[str, list[Run]], part: str) -> list[str]:
+    """The choices of a part, with the settings in which equal ones differ, and whose: "bn recovery.images=9 (amc)"."""
+    every = [run for runs in methods.values() for run in runs]
     found: dict[str, dict[str, None]] = {}
     for label, runs in methods.items():
         for run in runs:
-            images = run.settings.get("recovery.images")
-            name = f"{run.results['recovery']}{f' {images} images' if images else ''}"
-            found.setdefault(name, {})[label] = None
+            found.setdefault(" ".join([str(run.results[part]), *_own_settings(run, part, every)]), {})[label] = None
     return [f"{name} ({', '.join(labels)})" for name, labels in found.items()]
 
 

@@ -193,6 +193,55 @@ def test_settings_that_tell_runs_of_a_method_apart_stand_in_its_name(sweep: Path
     assert unlike(methods) == []
 
 
+def test_seeds_of_one_method_are_averaged_whatever_takes_the_seed(sweep: Path) -> None:
+    for job in range(3):
+        (sweep / str(job) / "config.yaml").write_text(f"importance: {{images: 9, seed: {job}}}")
+    ((_, methods),) = by_task(read_runs([sweep])[0]).items()
+    assert len(methods["gnnrl"]) == 3 and unlike(methods) == []
+    (sweep / "2" / "config.yaml").write_text("importance: {images: 9, seed: 7}")  # not the run's
+    ((_, methods),) = by_task(read_runs([sweep])[0]).items()
+    assert {f"gnnrl (importance.seed={seed})" for seed in (0, 1, 7)} < set(methods)
+
+
+def test_paths_that_end_alike_are_told_apart(sweep: Path) -> None:
+    for job, sweep_of_encoder in enumerate("ABA"):
+        (sweep / str(job) / "config.yaml").write_text(f"agent: {{encoder_from: /runs/{sweep_of_encoder}/0}}")
+    ((_, methods),) = by_task(read_runs([sweep])[0]).items()
+    assert len(methods["gnnrl (agent.encoder_from=/runs/A/0)"]) == 2
+    assert len(methods["gnnrl (agent.encoder_from=/runs/B/0)"]) == 1
+
+
+def test_parts_that_methods_do_not_share_are_said(tmp_path: Path, make_run: MakeRun) -> None:
+    def run(number: int, agent: str, importance: str, recovery: str, text: str) -> None:
+        make_run(tmp_path / str(number), method=None, agent=agent, importance=importance, recovery=recovery)
+        (tmp_path / str(number) / "config.yaml").write_text(text)
+
+    run(0, "gnnrl", "l1", "finetune", "recovery: {images: 9, epochs: 1}")
+    run(1, "amc", "l1", "finetune", "recovery: {images: 9, epochs: 4}")
+    run(2, "random", "genetic", "bn", "{importance: {seed: 0}, recovery: {images: 9}}")
+    ((_, methods),) = by_task(read_runs([tmp_path])[0]).items()
+    assert set(methods) == {"gnnrl", "amc", "random"}
+    importances, recoveries = unlike(methods)
+    assert importances == "Warning: channels are chosen by different importances: l1 (gnnrl, amc); genetic (random)."
+    for choice in ("finetune recovery.epochs=1 (gnnrl)", "finetune recovery.epochs=4 (amc)", "bn (random)"):
+        assert choice in recoveries
+
+
+def test_stages_are_said_and_their_plans_are_no_difference(tmp_path: Path, make_run: MakeRun) -> None:
+    for job, agent in enumerate(("gnnrl", "amc")):
+        make_run(tmp_path / str(job), method=None, agent=agent)
+        (tmp_path / str(job) / "config.yaml").write_text(f"stages: 2\nplan: /runs/{job}/stages/1/plan.json\n")
+    ((_, methods),) = by_task(read_runs([tmp_path])[0]).items()
+    assert unlike(methods) == [
+        "Warning: gnnrl, amc searched in stages: evaluations, seconds and curves are of the last one."
+    ]
+    for job in range(2):
+        (tmp_path / str(job) / "config.yaml").write_text(f"stages: 1\nplan: /runs/{job}/plan.json\n")
+    ((_, methods),) = by_task(read_runs([tmp_path])[0]).items()
+    (plans,) = unlike(methods)
+    assert "plan /runs/0/plan.json (gnnrl) against /runs/1/plan.json (amc)" in plans
+
+
 def test_curves_are_means_and_a_single_network_is_a_level() -> None:
     assert padded([np.array([-9.0, -5.0, -1.0]), np.array([-7.0])]).tolist() == [[-9, -5, -1], [-7, -7, -7]]
     axes = Figure().subplots()
