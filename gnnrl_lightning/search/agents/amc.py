@@ -18,7 +18,8 @@ class AMCAgent(nn.Module):
     Our reading, where AMC has layers in a chain: a channel group is a layer, described by the layer that makes its
     channels. An action beyond the wall (`_wall`) is cut off there, so that the budget is met by construction. A network
     that is below it the environment scales back up, which AMC's does not; what is learned from is the network that was
-    evaluated. AMC's least squares after pruning is left to `recovery`.
+    evaluated. Of the features, "rest" is what this group and those behind could still remove, not the cost that they
+    have: with groups it is what the wall reckons with. AMC's least squares after pruning is left to `recovery`.
 
     Args:
         task: Groups, cost and budget.

@@ -23,6 +23,8 @@ class NetAdaptAgent(nn.Module):
 
     * Only networks at the budget have a reward. So a candidate is what was decided so far, with its group narrower, and
       all groups then pruned by the same fraction to the budget.
+    * Every candidate is cut from the network's own weights. In the paper a round goes on with those of the last winner,
+      so that its brief fine-tuning adds up; here rewards are of widths alone, and the fine-tuning comes at the end.
     * The first step is `reduction` of the cost, as in the authors' code. They go on for as many rounds as it takes;
       here the rounds are known from the progress of the search, and what is left to remove is spread over those that
       are left, each step `decay` times the one before. So the budget is reached in the last full round, if the groups
