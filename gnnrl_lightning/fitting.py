@@ -44,6 +44,11 @@ def device_of(config: DictConfig) -> torch.device:
     return build_trainer(config, [], [], enable_progress_bar=False).strategy.root_device
 
 
+def ranks_of(config: DictConfig) -> int:
+    """How many processes train and search together."""
+    return build_trainer(config, [], [], enable_progress_bar=False).world_size
+
+
 def fit(
     model: nn.Module,
     data: ImageDataModule,
@@ -88,7 +93,7 @@ def fit(
         enable_progress_bar=any(isinstance(each, ProgressBar) for each in callbacks),  # else Lightning adds its own
         gradient_clip_val=settings.gradient_clip,
         log_every_n_steps=10,
-        **_validations(settings, data, build_trainer(config, [], [], enable_progress_bar=False).world_size),
+        **_validations(settings, data, ranks_of(config)),
     )
     images = data.tensors("reward", 1)[0][:].to(next(model.parameters()).device)
     module.layout = to_fastest_layout(model, images)

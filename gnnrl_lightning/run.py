@@ -22,7 +22,7 @@ from gnnrl_lightning.evaluation.measure import budget_check, speeds, test_top1, 
 from gnnrl_lightning.export import check_formats, check_saved, export
 from gnnrl_lightning.files import write_json
 from gnnrl_lightning.finetune import Curve
-from gnnrl_lightning.fitting import build_trainer, device_of, fit
+from gnnrl_lightning.fitting import device_of, fit, ranks_of
 from gnnrl_lightning.models.factory import ModelSpec, check_model, create_model, preprocessing_of
 from gnnrl_lightning.pruning.apply import make_plan, placed, planned_widths, save_pruned
 from gnnrl_lightning.pruning.plan import PruningPlan
@@ -126,8 +126,7 @@ def _prune(config: DictConfig) -> float:
     training = data.tensors("train", min(max(*needed, 1), available))
     # Seeded anew, so that the agent starts alike whether the base network is trained now or comes from a file.
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    ranks = build_trainer(config, [], [], enable_progress_bar=False).world_size
-    task = env.task(lambda: evaluator.ranking.scores, -(-cfg.episodes // ranks))
+    task = env.task(lambda: evaluator.ranking.scores, -(-cfg.episodes // ranks_of(config)))
     agent = build(config.agent, task=task)
 
     rank_zero_only(begin)(config, folder)

@@ -41,6 +41,7 @@ class BatchNormScale:
     def __call__(self, model: nn.Module, task: Task, images: HeldImages, labels: Tensor) -> Ranking:
         """Ranks by scale; no image is looked at."""
         topology = task.topology
+        self.check(topology)  # where nobody has: without it scores would be nan
         total = torch.zeros(len(topology.group_of_slot))
         layers = torch.zeros_like(total)
         parameters = dict(model.named_parameters())

@@ -72,6 +72,7 @@ class GroupFisher:
     def __call__(self, model: nn.Module, task: Task, images: HeldImages, labels: Tensor) -> Ranking:
         """Trains a copy; its channels rank by when they went, and those that are left by what they have by then."""
         topology = task.topology
+        self.check(topology)
         network = copy.deepcopy(model)
         memory = activations(topology)
         sums = torch.zeros(len(memory))
