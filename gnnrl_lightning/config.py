@@ -257,6 +257,12 @@ def require_number(name: str, value: object, above: float, below: float = math.i
         raise ValueError(f"{name}={value} must be a number above {above:g}{end}.")
 
 
+def require_within(name: str, value: object, least: float, most: float) -> None:
+    """Raise ValueError unless a group's setting, which no schema types, is a number in [least, most]."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise ValueError(f"{name}={value} must be in [{least:g}, {most:g}].")
+
+
 def _require(holds: bool, name: str, value: object, allowed: str) -> None:
     if not holds:
         raise ValueError(f"{name}={value} is not possible; it must be {allowed}.")

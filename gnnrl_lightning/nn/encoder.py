@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from gnnrl_lightning.config import require_whole
 from gnnrl_lightning.nn.message_passing import EdgeGCNConv, LearnedPooling
 from gnnrl_lightning.topology.hierarchy import EDGE_KINDS, MOTIF_KINDS, NODE_KINDS, HierarchicalGraph
 
@@ -90,19 +91,25 @@ class GraphEncoder(nn.Module):
         super().__init__()
         if features not in ("learned", "random"):
             raise ValueError(f"agent.encoder.features={features} must be learned or random.")
+        sizes = {"feature_size": feature_size, "hidden_size": hidden_size, "embedding_size": embedding_size}
+        for name, value in (sizes | {"num_layers": num_layers}).items():
+            require_whole(f"agent.encoder.{name}", value, 1)
         self.graph = graph
         self.motif = MotifEncoder(graph, feature_size, hidden_size)
         self.node = nn.Embedding(len(NODE_KINDS), feature_size)
         self.edge = nn.Embedding(len(EDGE_KINDS), feature_size)
         self.numbers = nn.Linear(graph.node_features.shape[1] + 1, feature_size)
-        sizes = [feature_size] + [hidden_size] * num_layers
-        self.convs = nn.ModuleList(EdgeGCNConv(a, b) for a, b in pairwise(sizes))
-        self.edge_sizes = nn.ModuleList(nn.Linear(feature_size, size) for size in sizes[1:-1])
+        widths = [feature_size] + [hidden_size] * num_layers
+        self.convs = nn.ModuleList(EdgeGCNConv(a, b) for a, b in pairwise(widths))
+        self.edge_sizes = nn.ModuleList(nn.Linear(feature_size, size) for size in widths[1:-1])
         self.pool = LearnedPooling(graph.multiplicities())
         self.linear = nn.Linear(hidden_size, embedding_size)
         self.embedding_size = embedding_size
         self.register_buffer("_full", graph.multiplicities().float(), persistent=False)
         drawn = len(graph.node_kind) if features == "random" else 0
+        if drawn:  # they take the place of what would be learned of nodes, and DDP wants every parameter used
+            self.node.requires_grad_(False)
+            self.numbers.requires_grad_(False)
         generator = torch.Generator().manual_seed(0)
         self.register_buffer("_random", torch.randn(drawn, feature_size, generator=generator))
 
@@ -146,9 +153,10 @@ class GraphEncoder(nn.Module):
         edges = self.edge(graph.edge_kind).repeat(len(widths), 1, 1)
         convolves = graph.edge_motif >= 0
         edges[:, convolves] = self._motifs(widths)[:, graph.edge_motif[convolves]]
-        x = self.node(graph.node_kind) + self.numbers(self._numbers(present))
         if len(self._random):
             x = self._random.expand(len(widths), -1, -1)
+        else:
+            x = self.node(graph.node_kind) + self.numbers(self._numbers(present))
         # One concat node collects from every channel node that is left; every other edge is one.
         collects = graph.edge_kind == EDGE_KINDS.index("concat")
         copies = torch.where(collects, present[:, graph.edges[0]], 1)

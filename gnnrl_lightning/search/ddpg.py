@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gnnrl_lightning.config import require_number, require_whole
+from gnnrl_lightning.config import require_number, require_whole, require_within
 from gnnrl_lightning.search.agents.protocol import Descend
 
 log = logging.getLogger(__name__)
@@ -185,8 +185,7 @@ class DDPG(nn.Module):
             require_number(f"agent.ddpg.{name}", value, above=0)
         shares = {"noise_decay": noise_decay, "gamma": gamma, "tau": tau, "baseline_decay": baseline_decay}
         for name, value in shares.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"agent.ddpg.{name}={value} must be in [0, 1].")
+            require_within(f"agent.ddpg.{name}", value, 0, 1)
         if planned is not None and planned <= warmup:
             log.warning(
                 "episodes=%d are all random: agent.ddpg.warmup=%d come before learning; give more or a shorter warm-up",

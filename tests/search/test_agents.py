@@ -120,11 +120,6 @@ def test_exploration_shrinks_over_the_search(resnet20_topology: Topology) -> Non
     assert stds == pytest.approx([0.8, 0.4, 0.2])
 
 
-def test_one_episode_is_not_enough_to_learn_from(resnet20_topology: Topology) -> None:
-    with pytest.raises(ValueError, match=r"agent\.episodes_per_iteration=1 must be at least 2"):
-        agent_of("gnnrl", resnet20_topology, episodes_per_iteration=1)
-
-
 def test_the_encoder_does_not_depend_on_the_network(resnet20_topology: Topology, resnet56_topology: Topology) -> None:
     """But for its pooling weights (eq. 5), so that it can be carried over."""
     small, large = (
@@ -148,3 +143,34 @@ def test_a_policy_that_removes_nearly_all_stays_finite(resnet20_topology: Topolo
         kept, widths, _ = env.advance(kept, ratios, step)
         assert (widths >= env.min_widths).all()
         assert torch.isfinite(agent.policy(kept.float())[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "message"),
+    [
+        ("amc", {"min_keep": 1.5}, r"agent\.min_keep=1\.5 must be in \[0, 1\]"),
+        ("agmc", {"warmup_ratio": 0.0}, r"agent\.warmup_ratio=0\.0 must be in \(0, 1\]"),
+        ("gnnrl_ddpg", {"warmup_ratio": 2.0}, r"agent\.warmup_ratio=2\.0 must be in \(0, 1\]"),
+        ("amc", {"ddpg": {"tau": 1.5}}, r"agent\.ddpg\.tau=1\.5 must be in \[0, 1\]"),
+        ("amc", {"ddpg": {"warmup": -1}}, r"agent\.ddpg\.warmup=-1 must be a whole number of at least 0"),
+        ("amc", {"ddpg": {"noise": 0}}, r"agent\.ddpg\.noise=0 must be a number above 0"),
+        ("gnnrl", {"ppo_epochs": 0}, r"agent\.ppo_epochs=0 must be a whole number of at least 1"),
+        ("gnnrl", {"hidden_size": 0}, r"agent\.hidden_size=0 must be a whole number of at least 1"),
+        ("gnnrl", {"episodes_per_iteration": 1}, r"agent\.episodes_per_iteration=1 must be a whole number of at"),
+        ("gnnrl", {"action_std": 0}, r"agent\.action_std=0 must be a number above 0"),
+        ("gnnrl", {"final_action_std": 0}, r"agent\.final_action_std=0 must be a number above 0"),
+        ("gnnrl", {"initial_ratio": 1}, r"agent\.initial_ratio=1 must be a number above 0 and below 1"),
+        ("gnnrl", {"clip_epsilon": -1}, r"agent\.clip_epsilon=-1 must be a number above 0"),
+        ("gnnrl", {"lr": -1}, r"agent\.lr=-1 must be a number above 0"),
+        ("gnnrl", {"offset_lr": 0}, r"agent\.offset_lr=0 must be a number above 0"),
+        ("gnnrl", {"gamma": 2}, r"agent\.gamma=2 must be in \[0, 1\]"),
+        ("gnnrl", {"coupling": "much"}, r"agent\.coupling=much must be in \[0, inf\]"),
+        ("gnnrl", {"correlation": -3}, r"agent\.correlation=-3 must be in \[0, 0\.99\]"),
+        ("gnnrl", {"encoder": {"num_layers": 0}}, r"agent\.encoder\.num_layers=0 must be a whole number"),
+        ("random", {"episodes_per_iteration": 0}, r"agent\.episodes_per_iteration=0 must be a whole number"),
+        ("random", {"max_ratio": 0.0}, r"agent\.max_ratio=0\.0 must be in \(0, 1\]"),
+    ],
+)
+def test_settings_out_of_range(resnet20_topology: Topology, name: str, changed: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        agent_of(name, resnet20_topology, **changed)

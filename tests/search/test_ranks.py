@@ -1,4 +1,6 @@
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,10 +11,19 @@ SCRIPT = Path(__file__).with_name("search_on_two_ranks.py")
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("agent", "episodes"), [("gnnrl", 12), ("gnnrl", 14), ("gnnrl", 13), ("random", 7), ("uniform", 3), ("amc", 8)]
+    ("agent", "episodes", "changed"),
+    [
+        ("gnnrl", 12, {}),
+        ("gnnrl", 14, {}),
+        ("gnnrl", 13, {}),
+        ("gnnrl", 12, {"encoder": {"features": "random"}}),  # with parameters that nothing would learn
+        ("random", 7, {}),
+        ("uniform", 3, {}),
+        ("amc", 8, {"ddpg": {"warmup": 2}}),
+    ],
 )
-def test_two_ranks_search_together(tmp_path: Path, agent: str, episodes: int) -> None:
-    process = start(SCRIPT, [str(tmp_path), agent, str(episodes)], tmp_path)
+def test_two_ranks_search_together(tmp_path: Path, agent: str, episodes: int, changed: dict[str, Any]) -> None:
+    process = start(SCRIPT, [str(tmp_path), agent, str(episodes), json.dumps(changed)], tmp_path)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, out + err
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))

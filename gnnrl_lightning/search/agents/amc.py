@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from gnnrl_lightning.config import require_whole
+from gnnrl_lightning.config import require_whole, require_within
 from gnnrl_lightning.search.agents.protocol import Descend, Episodes
 from gnnrl_lightning.search.ddpg import DDPG, Heads, Replay, Transitions
 from gnnrl_lightning.task import Task
@@ -40,10 +40,7 @@ class AMCAgent(nn.Module):
         require_whole("agent.hidden_size", hidden_size, 1)
         require_whole("agent.batch_size", batch_size, 1)
         require_whole("agent.replay_episodes", replay_episodes, 1)
-        if not 0 <= min_keep <= 1:
-            raise ValueError(
-                f"agent.min_keep={min_keep} must be in [0, 1], the fraction that each group keeps at least."
-            )
+        require_within("agent.min_keep", min_keep, 0, 1)
         self.task = task
         self.full = task.topology.full_widths()
         self.whole = float(task.cost(self.full))

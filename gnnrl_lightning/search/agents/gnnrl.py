@@ -1,11 +1,13 @@
 """GNN-RL: PPO on the multi-stage graph embedding (ICML 2022)."""
 
+import math
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gnnrl_lightning.config import require_number, require_whole, require_within
 from gnnrl_lightning.nn.actor_critic import ActorCritic
 from gnnrl_lightning.nn.encoder import GraphEncoder
 from gnnrl_lightning.resume import read_checkpoint
@@ -24,7 +26,7 @@ class GNNRLAgent(nn.Module):
         hidden_size: Hidden layer of the heads (paper: 200).
         initial_ratio: Ratio that the untrained policy proposes for a group of two layers.
         coupling: How strongly groups that couple more layers are spared at first, see `ActorCritic`.
-        correlation: Correlation of the actions of groups that are alike, see `ActorCritic`.
+        correlation: Correlation of the actions of groups that are alike, see `ActorCritic`; at most 0.99.
         action_std: Standard deviation of the action before the logistic function (authors' code: 0.5).
         final_action_std: What it shrinks to, geometrically, over the search.
         episodes_per_iteration: Episodes between two updates, on each rank.
@@ -38,6 +40,9 @@ class GNNRLAgent(nn.Module):
         offset_lr: The same of the groups' offsets.
         encoder_from: Folder of a search with this agent, on any network, whose encoder is taken over (paper, Fig. 8).
         freeze_encoder: Whether the encoder stays as it is, so that only the heads learn.
+
+    Raises:
+        ValueError: If a value is out of range, or the encoder is none or another.
     """
 
     std: Tensor
@@ -64,18 +69,26 @@ class GNNRLAgent(nn.Module):
         freeze_encoder: bool = False,
     ):
         super().__init__()
-        if episodes_per_iteration < 2:
-            raise ValueError(
-                f"agent.episodes_per_iteration={episodes_per_iteration} must be at least 2: advantages are "
-                f"standardised over the episodes of an iteration."
-            )
+        require_whole("agent.episodes_per_iteration", episodes_per_iteration, 2)  # advantages are standardised over it
+        require_whole("agent.hidden_size", hidden_size, 1)
+        require_whole("agent.ppo_epochs", ppo_epochs, 1)
+        require_number("agent.initial_ratio", initial_ratio, above=0, below=1)
+        positive = {"action_std": action_std, "final_action_std": final_action_std, "clip_epsilon": clip_epsilon}
+        for name, value in (positive | {"lr": lr, "offset_lr": offset_lr}).items():
+            require_number(f"agent.{name}", value, above=0)
+        for name, value in {"coupling": coupling, "critic_coeff": critic_coeff}.items():
+            require_within(f"agent.{name}", value, 0, math.inf)
+        for name, value in {"gamma": gamma, "gae_lambda": gae_lambda}.items():
+            require_within(f"agent.{name}", value, 0, 1)
+        require_within("agent.correlation", correlation, 0, 0.99)
         graph = hierarchical_graph(task.topology)
         self.policy = ActorCritic(GraphEncoder(graph, **encoder), hidden_size, initial_ratio, coupling, correlation)
         if freeze_encoder and encoder_from is None:
             raise ValueError("agent.freeze_encoder=true needs agent.encoder_from=…: there is nothing learned to keep.")
         if encoder_from is not None:
             _take_encoder(self.policy.encoder, Path(encoder_from))
-        self.policy.encoder.requires_grad_(not freeze_encoder)
+        if freeze_encoder:
+            self.policy.encoder.requires_grad_(False)
         self.freeze_encoder = freeze_encoder
         self.stds = (action_std, final_action_std)
         self.episodes_per_iteration = episodes_per_iteration

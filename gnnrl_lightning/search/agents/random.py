@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from gnnrl_lightning.config import require_whole
 from gnnrl_lightning.search.agents.protocol import Descend, Episodes
 from gnnrl_lightning.task import Task
 
@@ -20,6 +21,7 @@ class RandomAgent(nn.Module):
         super().__init__()
         if not 0 < max_ratio <= 1:
             raise ValueError(f"agent.max_ratio={max_ratio} must be in (0, 1].")
+        require_whole("agent.episodes_per_iteration", episodes_per_iteration, 1)
         self.max_ratio = max_ratio
         self.episodes_per_iteration = episodes_per_iteration
 
