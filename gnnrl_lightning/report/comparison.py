@@ -22,7 +22,8 @@ from rich.table import Table
 
 from gnnrl_lightning.files import write_text
 from gnnrl_lightning.report.comparison_figure import save_comparison_figure
-from gnnrl_lightning.report.comparison_runs import Run, Task, by_task, evaluations_until, read_runs, seeds, unlike
+from gnnrl_lightning.report.comparison_methods import by_task, seeds, unlike
+from gnnrl_lightning.report.comparison_runs import Run, Task, evaluations_until, read_runs
 from gnnrl_lightning.report.numbers import MINUS, NO_BREAK, fixed
 
 

@@ -1,6 +1,6 @@
 """Sums up a sweep (`python search.py -m …`): one table over all jobs, printed and as summary.csv, and one figure.
 
-A sweep over several methods ends with their comparison as well.
+A sweep over several methods, importances or settings ends with their comparison as well.
 """
 
 import atexit
@@ -34,7 +34,7 @@ class SweepSummary(Callback):
 def summarise(folder: Path) -> None:
     """Print one table over the jobs in `folder`, write it to summary.csv there and draw it; nothing without jobs.
 
-    Where more than one method has ended, they are compared.
+    Where searches that differ in more than their seed have ended at one task, they are compared.
     """
     rows = sweep_rows(folder)
     if not rows:
@@ -53,7 +53,10 @@ def summarise(folder: Path) -> None:
 
     if save_sweep_figure(rows, folder):
         console.print(f"The figure: {folder / 'summary.png'}", markup=False, soft_wrap=True)
-    if len({row["method"] or row["agent"] for row in rows if row["status"] == "done"}) > 1:
+    if any(row["status"] == "done" for row in rows):
         from gnnrl_lightning.report.comparison import compare
+        from gnnrl_lightning.report.comparison_methods import by_task
+        from gnnrl_lightning.report.comparison_runs import read_runs
 
-        compare([folder], folder, console)
+        if any(len(methods) > 1 for methods in by_task(read_runs([folder])[0]).values()):
+            compare([folder], folder, console)

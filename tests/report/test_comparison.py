@@ -12,7 +12,8 @@ from rich.console import Console
 
 from gnnrl_lightning.report.comparison import compare, main, mean_std
 from gnnrl_lightning.report.comparison_figure import draw_curves, limits, line_styles, padded
-from gnnrl_lightning.report.comparison_runs import by_task, evaluations_until, read_runs, running_best, unlike
+from gnnrl_lightning.report.comparison_methods import by_task, unlike
+from gnnrl_lightning.report.comparison_runs import evaluations_until, read_runs, running_best
 
 MakeRun = Callable[..., Path]
 
@@ -191,6 +192,32 @@ def test_settings_that_tell_runs_of_a_method_apart_stand_in_its_name(sweep: Path
         "random": 2,
     }
     assert unlike(methods) == []
+
+
+def test_runs_with_one_seed_are_no_repetitions(tmp_path: Path, make_run: MakeRun) -> None:
+    def run(seed: int, text: str) -> None:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        make_run(folder, method="gnnrl", seed=seed)
+        (folder / "config.yaml").write_text(text)
+
+    def found() -> dict[str, int]:
+        return {
+            label: len(of) for methods in by_task(read_runs([tmp_path])[0]).values() for label, of in methods.items()
+        }
+
+    for seed in range(2):  # a network for each seed, and the rest alike: repetitions, though not quite alike
+        run(seed, f"{{episodes: 100, weights: /base/{seed}.pt}}")
+    assert found() == {"gnnrl": 2}
+    for seed in range(2):
+        run(seed, f"{{episodes: 400, weights: /base/{seed}.pt}}")
+    assert found() == {"gnnrl (episodes=100)": 2, "gnnrl (episodes=400)": 2}
+    run(1, "{episodes: 400, weights: /base/0.pt}")
+    assert found() == {
+        "gnnrl (episodes=100, weights=0.pt)": 1,
+        "gnnrl (episodes=100, weights=1.pt)": 1,
+        "gnnrl (episodes=400, weights=0.pt)": 2,
+        "gnnrl (episodes=400, weights=1.pt)": 1,
+    }
 
 
 def test_seeds_of_one_method_are_averaged_whatever_takes_the_seed(sweep: Path) -> None:

@@ -77,7 +77,7 @@ def test_a_sweep_over_methods_ends_with_their_comparison(
     from gnnrl_lightning.report.sweep import summarise
 
     make_run(tmp_path / "0", agent="amc_agent", method="amc")
-    make_run(tmp_path / "1", agent="amc_agent", method="amc", seed=1, importance="l2")
+    make_run(tmp_path / "1", agent="amc_agent", method="amc", seed=1)
     (tmp_path / "2" / ".hydra").mkdir(parents=True)
     (tmp_path / "2" / ".hydra" / "overrides.yaml").write_text("- method=gnnrl\n")
     summarise(tmp_path)
@@ -89,7 +89,19 @@ def test_a_sweep_over_methods_ends_with_their_comparison(
     assert "Comparison written to" in capsys.readouterr().out
     with (tmp_path / "summary.csv").open(newline="") as file:
         assert [row["method"] for row in csv.DictReader(file)] == ["amc", "amc", ""]
-    assert "| random | 1 |" in (tmp_path / "comparison.md").read_text()
+    page = (tmp_path / "comparison.md").read_text()
+    assert "| random | 1 |" in page and "| amc | 2 |" in page
+
+
+def test_a_sweep_over_parts_of_one_method_is_a_comparison_too(tmp_path: Path, make_run: MakeRun) -> None:
+    from gnnrl_lightning.report.sweep import summarise
+
+    for job, importance in enumerate(("l1", "fpgm")):
+        make_run(tmp_path / str(job), importance=importance)
+        make_run(tmp_path / str(job + 2), importance=importance, seed=1)
+    summarise(tmp_path)
+    page = (tmp_path / "comparison.md").read_text()
+    assert "(importance=l1) | 2 |" in page and "(importance=fpgm) | 2 |" in page
 
 
 def test_a_sweep_of_trainings_has_no_summary_of_searches(tmp_path: Path) -> None:

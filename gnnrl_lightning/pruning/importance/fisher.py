@@ -17,7 +17,8 @@ class Fisher(LooksAtImages):
 
     In a trained network the gradient of the whole loss is about 0 and its second derivative about the mean square of
     the images' gradients: so this is what the loss rises by when a channel goes, for each activation that it takes. The
-    paper removes one channel at a time while it trains: importance=group_fisher.
+    paper removes one channel at a time while it trains: importance=group_fisher. Our reading: all channels are scored
+    at once, on the network as it is, and a channel's gate lies wherever a layer reads it, see `gate_gradients`.
     """
 
     def __call__(self, model: nn.Module, task: Task, images: HeldImages, labels: Tensor) -> Ranking:

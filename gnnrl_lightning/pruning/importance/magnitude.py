@@ -50,9 +50,9 @@ def magnitude(model: nn.Module, topology: Topology, p: int) -> list[Tensor]:
 def by_filters(model: nn.Module, topology: Topology, score: Callable[[Tensor], Tensor]) -> list[Tensor]:
     """Scores every channel by the filters that write it.
 
-    A coupled channel is written by several layers: each layer's scores are divided by their mean first, so that no
-    layer outweighs the others by its scale, and then averaged. Channels that no filter writes are judged by what reads
-    them.
+    Our reading, as the papers that score filters say nothing of coupled channels: each layer that writes a channel
+    scores it, divided by the layer's mean, so that none outweighs the others by its scale; the average counts. Channels
+    that no filter writes are judged by what reads them.
 
     Args:
         model: The network.
