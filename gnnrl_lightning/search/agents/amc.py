@@ -19,8 +19,8 @@ class AMCAgent(nn.Module):
     channels. An action beyond the wall (`_wall`) is cut off there, so that the budget is met by construction. A network
     that is below it the environment scales back up, which AMC's does not; what is learned from is the network that was
     evaluated. Of the features, "rest" is what this group and those behind could still remove, not the cost that they
-    have: with groups it is what the wall reckons with. Height and width are of the layer's output; with its stride they say
-    what those of the input would. AMC's least squares after pruning is left to `recovery`.
+    have: with groups it is what the wall reckons with. Height and width are of the layer's output; with its stride they
+    say what those of the input would. AMC's least squares after pruning is left to `recovery`.
 
     Args:
         task: Groups, cost and budget.
