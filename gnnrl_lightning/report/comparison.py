@@ -113,14 +113,15 @@ def markdown_table(title: str, rows: list[dict[str, Any]], below: list[str]) -> 
     return "\n\n".join([f"**{title}**", table, *below])
 
 
-def compare(folders: list[Path], out: Path, console: Console) -> None:
-    """Prints the comparison of all searches in `folders`, writes comparison.csv and .md to `out`, .png and .svg too.
+def compare(tasks: dict[Task, dict[str, list[Run]]], unfinished: list[str], out: Path, console: Console) -> None:
+    """Prints the comparison of searches, writes comparison.csv and .md to `out`, .png and .svg too.
 
-    Raises:
-        ValueError: No search in them has ended, or one has lost its files.
+    Args:
+        tasks: From `by_task`.
+        unfinished: Names of searches that did not end, from `read_runs`.
+        out: The folder.
+        console: Where the tables go.
     """
-    runs, unfinished = read_runs(folders)
-    tasks = by_task(runs)
     rows = comparison_rows(tasks)
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
@@ -155,10 +156,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="where the files go")
     given = parser.parse_args(arguments)
     try:
-        # A file has no width of its own, and rich's 80 columns would break the rows.
-        compare(given.folders, given.out, Console(width=None if sys.stdout.isatty() else 140))
+        runs, unfinished = read_runs(given.folders)
     except ValueError as error:
         sys.exit(f"error: {error}")
+    # A file has no width of its own, and rich's 80 columns would break the rows.
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    compare(by_task(runs), unfinished, given.out, console)
 
 
 _HEADS = ("method", "runs", *(column.title for column in COLUMNS))

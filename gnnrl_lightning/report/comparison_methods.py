@@ -28,17 +28,17 @@ def by_task(runs: list[Run]) -> dict[Task, dict[str, list[Run]]]:
     they stand in it, and so do their settings that differ within the task: "gnnrl (importance=l2, agent.lr=0.01)".
     Runs that share all this and a seed repeat nothing: whatever differs among them stands in it too, "episodes=400".
     """
-    parts = [tuple(_parts(run, [other for other in runs if other.method == run.method])) for run in runs]
+    kinds: dict[tuple[Task, str, tuple[str, ...]], list[Run]] = {}
+    for run in runs:
+        told = _parts(run, [other for other in runs if other.method == run.method])
+        kinds.setdefault((run.task, run.method, tuple(told)), []).append(run)
     tasks: dict[Task, dict[str, list[Run]]] = {}
-    for run, told in zip(runs, parts, strict=True):
-        of_its_kind = [
-            other
-            for other, theirs in zip(runs, parts, strict=True)
-            if (other.task, other.method, theirs) == (run.task, run.method, told)
-        ]
-        every = ", ".join([*told, *_apart_in_a_seed(run, of_its_kind)])
-        label = f"{run.method} ({every})" if every else run.method
-        tasks.setdefault(run.task, {}).setdefault(label, []).append(run)
+    for (task, method, parts), alike in kinds.items():
+        names = _apart_in_a_seed(alike)
+        for run in alike:
+            every = [*parts, *(text for name in names for text in _as_typed(run, name, alike))]
+            label = f"{method} ({', '.join(every)})" if every else method
+            tasks.setdefault(task, {}).setdefault(label, []).append(run)
     return {task: dict(sorted(tasks[task].items(), key=_top1, reverse=True)) for task in sorted(tasks)}
 
 
@@ -97,25 +97,20 @@ def _own_settings(run: Run, part: str, others: list[Run]) -> list[str]:
     return told
 
 
-def _apart_in_a_seed(run: Run, others: list[Run]) -> list[str]:
-    """Its settings in which runs with one seed differ; those of the three parts are told already."""
-    told = []
-    for name in run.settings:
-        values: dict[int, set[str]] = {}
-        for other in others:
-            if name in other.settings:
-                values.setdefault(other.results["seed"], set()).add(other.settings[name])
-        if name.partition(".")[0] not in (*_PARTS, *_IGNORED, "device") and any(
-            len(each) > 1 for each in values.values()
-        ):
-            told += _as_typed(run, name, others)
-    return told
+def _apart_in_a_seed(runs: list[Run]) -> list[str]:
+    """Names of the settings in which runs with one seed differ; those of the three parts are told already."""
+    values: dict[str, dict[int, set[str]]] = {}
+    for run in runs:
+        for name, value in run.settings.items():
+            if name.partition(".")[0] not in (*_PARTS, *_IGNORED, "device"):
+                values.setdefault(name, {}).setdefault(run.results["seed"], set()).add(value)
+    return [name for name, of_seed in values.items() if any(len(each) > 1 for each in of_seed.values())]
 
 
 def _as_typed(run: Run, name: str, others: list[Run]) -> list[str]:
     """The setting as it would be typed, if others have other values; of a path the end, if that tells."""
     known = {other.settings[name] for other in others if name in other.settings}
-    if len(known) < 2:
+    if len(known) < 2 or name not in run.settings:
         return []
     ends = {Path(each).name for each in known}
     value = run.settings[name]

@@ -58,5 +58,7 @@ def summarise(folder: Path) -> None:
         from gnnrl_lightning.report.comparison_methods import by_task
         from gnnrl_lightning.report.comparison_runs import read_runs
 
-        if any(len(methods) > 1 for methods in by_task(read_runs([folder])[0]).values()):
-            compare([folder], folder, console)
+        runs, unfinished = read_runs([folder])
+        tasks = by_task(runs)
+        if any(len(methods) > 1 for methods in tasks.values()):
+            compare(tasks, unfinished, folder, console)

@@ -51,7 +51,8 @@ def sweep(tmp_path: Path, make_run: MakeRun) -> Path:
 def compared(folders: list[Path], out: Path) -> tuple[str, list[dict[str, str]]]:
     """What is printed, and the rows of comparison.csv."""
     text = io.StringIO()
-    compare(folders, out, Console(width=140, file=text))
+    runs, unfinished = read_runs(folders)
+    compare(by_task(runs), unfinished, out, Console(width=140, file=text))
     with (out / "comparison.csv").open(newline="") as file:
         return text.getvalue(), list(csv.DictReader(file))
 

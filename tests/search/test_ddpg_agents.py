@@ -94,7 +94,7 @@ def test_amc_sees_eleven_features(resnet20_topology: Topology) -> None:
     torch.testing.assert_close(state, torch.tensor([*static, reduced, rest, 0.5]))
 
 
-def walked(name: str, topology: Topology, widths: Tensor) -> Episodes:
+def walked(topology: Topology, widths: Tensor) -> Episodes:
     count = len(widths)
     ratios = (1 - widths / topology.full_widths()).unsqueeze(0)
     active = torch.ones(1, count, dtype=torch.bool)
@@ -117,7 +117,7 @@ def test_amc_remembers_the_states_that_it_acted_on(
     widths = ((1 - ratios) * full).round().long()
     wanted = (agent.ddpg.policy.heads.actor(torch.cat(seen))[:, 0] * full).round()
     assert (widths[0] < wanted).any() == walled
-    agent.learn(walked("amc", resnet20_topology, widths), 0.5, GENERATOR, lambda loss: None)
+    agent.learn(walked(resnet20_topology, widths), 0.5, GENERATOR, lambda loss: None)
     replay = agent.ddpg.replay
     assert len(replay) == 12
     torch.testing.assert_close(replay.of_state[:12], torch.cat(seen))
@@ -132,7 +132,7 @@ def test_amc_learns_from_the_network_that_was_evaluated(resnet20_topology: Topol
     agent = agent_of("amc", resnet20_topology)
     full = resnet20_topology.full_widths()
     widths = (full * torch.linspace(0.3, 0.9, 12)).round().long()
-    agent.learn(walked("amc", resnet20_topology, widths.unsqueeze(0)), 0.5, GENERATOR, lambda loss: None)
+    agent.learn(walked(resnet20_topology, widths.unsqueeze(0)), 0.5, GENERATOR, lambda loss: None)
     states = agent.ddpg.replay.of_state[:12]
     whole = resnet20_topology.macs()
     costs = [resnet20_topology.macs(torch.cat([widths[:group], full[group:]])) for group in range(12)]
