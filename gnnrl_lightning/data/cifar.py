@@ -13,7 +13,7 @@ from gnnrl_lightning.data.images import MemoryImages
 from gnnrl_lightning.data.module import ImageDataModule, root_path
 
 _DATASETS = {10: CIFAR10, 100: CIFAR100}
-_TRAINING_IMAGES = 50_000
+_TRAINING_IMAGES, _TEST_IMAGES = 50_000, 10_000
 
 
 class CifarDataModule(ImageDataModule):
@@ -44,7 +44,7 @@ class CifarDataModule(ImageDataModule):
                 f"data.root={self.root} is not a folder; give one that holds or will hold torchvision's "
                 f"{self._dataset.base_folder}, or use data=folder."
             )
-        self._check_found(self.num_classes, _TRAINING_IMAGES)
+        self._check_found(self.num_classes, _TRAINING_IMAGES, _TEST_IMAGES)
 
     @property
     def _dataset(self) -> type[CIFAR10]:

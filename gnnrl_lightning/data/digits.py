@@ -40,7 +40,7 @@ class DigitsDataModule(ImageDataModule):
             raise ValueError(
                 f"data.test_images={self.test_images} is out of range; give 1 to {_IMAGES // 2} of {_IMAGES} digits."
             )
-        self._check_found(_CLASSES, _IMAGES - self.test_images)
+        self._check_found(_CLASSES, _IMAGES - self.test_images, self.test_images)
 
     def load(self) -> tuple[MemoryImages, MemoryImages]:
         """Enlarge the digits and cut the test split off."""

@@ -23,6 +23,8 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 class ImageFiles:
     """The images `<class>/<file>` of one set, sorted by name; `labels` index the sorted `classes`.
 
+    Where nobody has labelled them, they may lie anywhere, `classes` is empty and `labels` are 0.
+
     `source` is a folder, a plain tar, or the bytes of a decompressed tar; in a tar, `extents` [N, 2] holds each image's
     offset and size.
     """
@@ -70,8 +72,13 @@ def is_tar(path: Path) -> bool:
     return path.is_file() and path.name.lower().endswith(TAR_SUFFIXES)
 
 
-def index_files(path: Path) -> ImageFiles:
+def index_files(path: Path, labelled: bool = True, setting: str = "data.root") -> ImageFiles:
     """List the images of a folder of class folders or of a tar, without decoding any.
+
+    Args:
+        path: the folder or the tar.
+        labelled: whether an image is one of a class folder; else all count, at any depth.
+        setting: what the user has named the path with.
 
     Raises:
         ValueError: the tar is damaged, or there is no `<class>/<image>` in it.
@@ -79,23 +86,25 @@ def index_files(path: Path) -> ImageFiles:
     source: Path | bytes = path
     extents: dict[str, tuple[int, int]] = {}
     if path.is_dir():
-        names = _names_in_folder(path)
+        names = _names_in_folder(path) if labelled else _names_below(path)
     else:
-        source, extents = _open_tar(path)
+        source, extents = _open_tar(path, labelled, setting)
         names = list(extents)
     if not names:
+        what, of = ("<class>/<image> files", "class folders") if labelled else ("image files", "images")
         raise ValueError(
-            f"{path} has no <class>/<image> files ({', '.join(IMAGE_SUFFIXES)}); "
-            "give a folder of class folders, or a .tar of them, with data.root=<path>."
+            f"{path} has no {what} ({', '.join(IMAGE_SUFFIXES)}); "
+            f"give a folder of {of}, or a .tar of them, with {setting}=<path>."
         )
     names.sort(key=lambda name: name.split("/"))
-    classes, labels = np.unique([name.split("/")[0] for name in names], return_inverse=True)
+    of_class = [name.split("/")[0] if labelled else "" for name in names]
+    classes, labels = np.unique(of_class, return_inverse=True)
     return ImageFiles(
         path=path,
         source=source,
         names=np.array(names),
         extents=np.array([extents[name] for name in names], dtype=np.int64) if extents else None,
-        classes=tuple(classes.tolist()),
+        classes=tuple(classes.tolist()) if labelled else (),
         labels=labels.astype(np.int64),
     )
 
@@ -115,7 +124,16 @@ def _names_in_folder(folder: Path) -> list[str]:
     ]
 
 
-def _open_tar(path: Path) -> tuple[Path | bytes, dict[str, tuple[int, int]]]:
+def _names_below(folder: Path) -> list[str]:
+    """Images at any depth, but for what is hidden."""
+    names = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        names += [(Path(place) / name).relative_to(folder).as_posix() for name in files if _is_image(name)]
+    return names
+
+
+def _open_tar(path: Path, labelled: bool, setting: str) -> tuple[Path | bytes, dict[str, tuple[int, int]]]:
     """Read the headers of a tar; a compressed one, which cannot be read at random, is decompressed into memory."""
     plain = path.name.lower().endswith(".tar")
     extents: dict[str, tuple[int, int]] = {}
@@ -126,12 +144,13 @@ def _open_tar(path: Path) -> tuple[Path | bytes, dict[str, tuple[int, int]]]:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # else a million headers stay in memory
                 parts = PurePosixPath(member.name).parts
-                if len(parts) != 2 or parts[0] in ("/", "..") or not _is_image(parts[1]):
+                placed = len(parts) == 2 if labelled else bool(parts)
+                if not placed or parts[0] == "/" or ".." in parts or not _is_image(parts[-1]):
                     continue
                 if member.isreg() and not member.issparse():
                     extents["/".join(parts)] = (member.offset_data, member.size)
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(
-            f"{path} is damaged or not a tar ({error}); copy it again or give other images with data.root=<path>."
+            f"{path} is damaged or not a tar ({error}); copy it again or give other images with {setting}=<path>."
         ) from error
     return source, extents

@@ -10,6 +10,7 @@ import numpy as np
 
 from gnnrl_lightning.config import require_number, require_whole
 from gnnrl_lightning.data.files import TAR_SUFFIXES, ImageFiles, index_files, is_tar
+from gnnrl_lightning.data.held_out import HELD_OUT
 from gnnrl_lightning.data.images import FileImages, ImageSet, cut, in_memory
 from gnnrl_lightning.data.module import ImageDataModule, root_path
 from gnnrl_lightning.data.preprocessing import Preprocessing
@@ -23,7 +24,8 @@ class FolderDataModule(ImageDataModule):
 
     `root` holds `train` and `test` (or `val`), each a folder or a `.tar`, `.tar.gz` or `.tgz`. Where there is only one
     of them, or `root` is itself a folder of class folders or a tar, a fixed part of it is the test split and the rest
-    stands in for the training set.
+    stands in for the training set. Where there are `test` and `val`, `val` is read with `reward_split=held_out` alone,
+    and is the reward split then.
 
     Images of one square size of at most 64 pixels are held in memory; larger ones are decoded when they are used and
     transformed as the network's preprocessing says. A plain `.tar` is read at random on disk; a compressed one is
@@ -38,11 +40,19 @@ class FolderDataModule(ImageDataModule):
             smaller side before.
         test_fraction: share of the only set that is the test split, in (0, 1).
         num_workers: processes that decode large images.
+        labels: whether images have labels; false takes images that lie anywhere in the folders or tars, in no classes.
         **common: see `ImageDataModule`.
     """
 
     def __init__(
-        self, root: str, size: int | None, resize: int | None, test_fraction: float, num_workers: int, **common: Any
+        self,
+        root: str,
+        size: int | None,
+        resize: int | None,
+        test_fraction: float,
+        num_workers: int,
+        labels: bool = True,
+        **common: Any,
     ) -> None:
         super().__init__(**common)
         self.root = root_path(root)
@@ -50,6 +60,7 @@ class FolderDataModule(ImageDataModule):
         self.resize = resize
         self.test_fraction = test_fraction
         self.num_workers = num_workers
+        self.labelled = labels
         self._files: list[ImageFiles] = []
 
     def check(self) -> None:
@@ -59,6 +70,10 @@ class FolderDataModule(ImageDataModule):
             ValueError: a setting is out of its range, `root` is absent or without images, or the classes of its sets
                 differ from each other or from `num_classes`.
         """
+        if not isinstance(self.labelled, bool):
+            raise ValueError(
+                f"data.labels={self.labelled} is neither true nor false; use data.labels=true or data.labels=false."
+            )
         super().check()
         for key in ("size", "resize"):
             if getattr(self, key) is not None:
@@ -69,8 +84,9 @@ class FolderDataModule(ImageDataModule):
         require_number("data.test_fraction", self.test_fraction, above=0, below=1)
         require_whole("data.num_workers", self.num_workers, 0)
         files = self._indexed()
-        training = len(files[0]) if len(files) == 2 else len(files[0]) - self._test_images(files[0])
-        self._check_found(len(files[0].classes), training)
+        test = len(files[1]) if len(files) == 2 else self._test_images(files[0])
+        training = len(files[0]) if len(files) == 2 else len(files[0]) - test
+        self._check_found(len(files[0].classes) if self.labelled else self.num_classes, training, test)
 
     def load(self) -> tuple[ImageSet, ImageSet]:
         """Decode small images, or only index large ones."""
@@ -110,15 +126,29 @@ class FolderDataModule(ImageDataModule):
     def _indexed(self) -> list[ImageFiles]:
         """The training and the test images, or the only images there are; listed once."""
         if not self._files:
-            files = [index_files(path) for path in self._located()]
-            differing = set(files[0].classes) ^ set(files[-1].classes)
-            if differing:
+            files = [index_files(path, self.labelled) for path in self._located()]
+            apart = self._rewards_apart()
+            for other in [*files[1:], *([apart] if apart else [])]:
+                differing = set(files[0].classes) ^ set(other.classes)
+                if differing:
+                    raise ValueError(
+                        f"{files[0].path} and {other.path} must have the same classes but {min(differing)!r} is in "
+                        "one of them only; mend them or give another data.root=<path>."
+                    )
+            if apart and apart.path.resolve() in [each.path.resolve() for each in files]:
                 raise ValueError(
-                    f"{files[0].path} and {files[-1].path} must have the same classes but {min(differing)!r} is in "
-                    "one of them only; mend them or give another data.root=<path>."
+                    f"reward_split={self.reward_split} are images to train on or to test on; use reward_split=train or "
+                    "reward_split=held_out, which take a part of them."
                 )
             self._files = files
         return self._files
+
+    def _rewards_apart(self) -> ImageFiles | None:
+        """The images that are for rewards alone: those of `val` where there is a `test` beside it."""
+        if self._apart is None and self.reward_split == HELD_OUT and self.root.is_dir():
+            test, val = (_find_set(self.root, name, self.labelled) for name in ("test", "val"))
+            self._apart = index_files(val, self.labelled) if test and val else None
+        return super()._rewards_apart()
 
     def _located(self) -> list[Path]:
         """Where the training and the test images are, or the only ones."""
@@ -134,7 +164,7 @@ class FolderDataModule(ImageDataModule):
                     "give a folder of class folders or a .tar of them."
                 )
             return [self.root]
-        train, test, val = (_find_set(self.root, name) for name in ("train", "test", "val"))
+        train, test, val = (_find_set(self.root, name, self.labelled) for name in ("train", "test", "val"))
         return [path for path in (train, test or val) if path is not None] or [self.root]
 
 
@@ -157,10 +187,10 @@ def _prepared_side(files: list[ImageFiles], to: Preprocessing) -> int:
     return side
 
 
-def _find_set(root: Path, name: str) -> Path | None:
-    """A folder of folders or a tar of that name; ImageNet's `test`, images without classes, is not one."""
+def _find_set(root: Path, name: str, labelled: bool) -> Path | None:
+    """A folder of folders or a tar of that name; ImageNet's `test`, images without classes, is one without labels."""
     folder = root / name
-    if folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir()):
+    if folder.is_dir() and any(entry.is_dir() or not labelled for entry in folder.iterdir()):
         return folder
     tars = [root / f"{name}{suffix}" for suffix in TAR_SUFFIXES]
     return next((path for path in tars if is_tar(path)), None)

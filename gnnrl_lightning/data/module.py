@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from gnnrl_lightning.config import require_whole
-from gnnrl_lightning.data.images import ImageSet, cut
+from gnnrl_lightning.data.files import ImageFiles
+from gnnrl_lightning.data.held_out import HELD_OUT, TRAIN, cut_splits, index_rewards, provenance, read_like
+from gnnrl_lightning.data.images import ImageSet
 from gnnrl_lightning.data.preprocessing import HeldImages, Preprocessing
 
 Batch = tuple[Tensor, Tensor]
 _DECODED_AT_ONCE = 256
-_MOST_REWARD_IMAGES = 5000
 
 
 class SplitDataset(Dataset[Batch]):
@@ -63,21 +64,28 @@ class SplitDataset(Dataset[Batch]):
 class ImageDataModule(LightningDataModule, ABC):
     """Labelled images in three splits that share no image: `train`, `reward` and `test`.
 
-    The reward split, which is all that a search sees of the data, is cut from the training images by a fixed stratified
-    permutation; the run's `seed` only drives shuffling and augmentation. Call `check()` first, then, unless a Lightning
-    trainer does, `prepare_data()` and `setup()`.
+    The reward split, which is all that a search sees of the data, is cut from the training images, or with
+    `reward_split=held_out` from the test images, by a fixed stratified permutation; the run's `seed` only drives
+    shuffling and augmentation. Call `check()` first, then, unless a Lightning trainer does, `prepare_data()` and
+    `setup()`.
 
     Args:
         name: what reports call the data.
         num_classes: number of classes, compared with what is found.
-        reward_images: size of the reward split; null takes 5,000 or half of the training images if that is fewer.
+        reward_images: size of the reward split; null takes 5,000 or half of the training images if that is fewer. If it
+            is not cut from the training images: its size at most.
         batch_size: images of a training batch (per device).
         eval_batch_size: images of a batch of the reward and test splits (per device).
         flip: whether training images are mirrored at random.
         epochs: for how many epochs a network without weights is trained on this data; read by the caller.
         preprocessing: what the network expects of its images.
         seed: of shuffling and augmentation.
+        reward_split: where the reward split is from: `train`, the training images; `held_out`, a half of the test
+            images; or the path of images for it alone, in class folders of the same classes.
     """
+
+    labelled = True
+    """Whether the images have labels of their own; else they are 0 until `label` sets them."""
 
     def __init__(
         self,
@@ -91,6 +99,7 @@ class ImageDataModule(LightningDataModule, ABC):
         epochs: int,
         preprocessing: Preprocessing,
         seed: int,
+        reward_split: str = TRAIN,
     ) -> None:
         super().__init__()
         self.name = name
@@ -102,10 +111,12 @@ class ImageDataModule(LightningDataModule, ABC):
         self.epochs = epochs
         self.preprocessing = preprocessing
         self.seed = seed
+        self.reward_split = reward_split
         self.loader_workers = 0  # images in memory come faster without
         self.splits: dict[str, ImageSet] = {}
         self._generator: torch.Generator | None = None
         self._resumed: Tensor | None = None
+        self._apart: ImageFiles | None = None
 
     @abstractmethod
     def load(self) -> tuple[ImageSet, ImageSet]:
@@ -116,6 +127,11 @@ class ImageDataModule(LightningDataModule, ABC):
         """Side in pixels of the squares that the network is fed; known after `setup()`."""
         assert self.splits, "image_size is known after setup()"
         return self.splits["test"].side
+
+    @property
+    def provenance(self) -> str:
+        """Which images rewards and accuracies are from, in a sentence; empty with `reward_split=train`."""
+        return provenance(self.reward_split, self._apart, self.splits)
 
     def check(self) -> None:
         """Find what can be known to be wrong before any download, decoding or training.
@@ -130,20 +146,32 @@ class ImageDataModule(LightningDataModule, ABC):
             require_whole("data.reward_images", self.reward_images, 1)
         if not isinstance(self.flip, bool):
             raise ValueError(f"data.flip={self.flip} is neither true nor false; use data.flip=true or data.flip=false.")
+        self._rewards_apart()
 
-    def _check_found(self, classes: int, training: int) -> None:
-        """Compare the settings with the number of classes and of training images that there are."""
+    def _rewards_apart(self) -> ImageFiles | None:
+        """The images that are for rewards alone, if there are any; listed once."""
+        if self._apart is None and self.reward_split not in (TRAIN, HELD_OUT):
+            self._apart = index_rewards(Path(self.reward_split).expanduser(), self.labelled, self.num_classes)
+        return self._apart
+
+    def _check_found(self, classes: int, training: int, test: int) -> None:
+        """Compare the settings with the number of classes, training and test images that there are."""
         if classes != self.num_classes:
             raise ValueError(
                 f"data.num_classes={self.num_classes} but {self.name} has {classes} classes; "
                 f"use data.num_classes={classes}."
+            )
+        if self.reward_split == HELD_OUT and self._apart is None and test < 2:
+            raise ValueError(
+                f"reward_split=held_out takes half of the test images and {self.name} has only {test}; "
+                "give more, or use reward_split=train."
             )
         if training < 4:
             raise ValueError(
                 f"{self.name} has only {training} images to train on and to cut the reward split from; "
                 "give a folder with more with data.root=<path>."
             )
-        if self.reward_images is not None and self.reward_images > training - 2:
+        if self.reward_split == TRAIN and self.reward_images is not None and self.reward_images > training - 2:
             raise ValueError(
                 f"data.reward_images={self.reward_images} are cut from the {training} training images of "
                 f"{self.name} and must leave some; give at most data.reward_images={training - 2}."
@@ -155,9 +183,9 @@ class ImageDataModule(LightningDataModule, ABC):
             return
         self.check()
         images, test = self.load()
-        reward_images = self.reward_images or min(_MOST_REWARD_IMAGES, len(images.labels) // 2)
-        reward, train = cut(images, reward_images)
-        self.splits = {"train": train, "reward": reward, "test": cut(test, len(test.labels))[0]}
+        files = self._rewards_apart()
+        apart = None if files is None else read_like(files, test, self.preprocessing)
+        self.splits = cut_splits(images, test, apart, self.reward_split, self.reward_images)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Augmented and shuffled training images; every call starts the same random sequence anew."""
@@ -179,13 +207,15 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The reward split, as it is evaluated."""
-        reward = SplitDataset(self.splits["reward"], self.preprocessing)
-        return self._loader(reward, batch_size=self.eval_batch_size)
+        return self.evaluation_loader("reward")
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """The test split, as it is evaluated."""
-        test = SplitDataset(self.splits["test"], self.preprocessing)
-        return self._loader(test, batch_size=self.eval_batch_size)
+        return self.evaluation_loader("test")
+
+    def evaluation_loader(self, split: str) -> DataLoader[Batch]:
+        """A split in its fixed order, as it is evaluated."""
+        return self._loader(SplitDataset(self.splits[split], self.preprocessing), batch_size=self.eval_batch_size)
 
     def _loader(self, dataset: SplitDataset, **options: Any) -> DataLoader[Batch]:
         return DataLoader(
