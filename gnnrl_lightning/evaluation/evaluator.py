@@ -3,6 +3,7 @@
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor, nn
 
@@ -34,8 +35,29 @@ def correct(model: nn.Module, images: HeldImages, labels: Tensor, batch_size: in
     return hits
 
 
+@torch.inference_mode()
+def log_probabilities(model: nn.Module, images: HeldImages, count: int, batch_size: int) -> Tensor:
+    """What a network says of the first `count` images: log-softmax of its scores, float32 [count, classes]."""
+    model.eval()
+    starts = range(0, count, batch_size)
+    return torch.cat([model(images[at : min(at + batch_size, count)]).float().log_softmax(1) for at in starts])
+
+
+def divergence(said: Tensor, network: Tensor) -> float:
+    """KL(said ‖ network) in nats, the mean over images; both log-probabilities, [N, classes]."""
+    each = F.kl_div(network, said, reduction="none", log_target=True).sum(1)
+    # A network whose scores are no numbers has a bad reward, as it has with top-1, and not one that no agent can take.
+    return float(each.double().nan_to_num(nan=_WORST, posinf=_WORST).mean())
+
+
+_WORST = 1000.0
+
+
 class Evaluator:
-    """Gives the reward of widths: minus the top-1 error in %, on images held out of the training set.
+    """Gives the reward of widths: minus the top-1 error in %, on images that nothing was trained on in the search.
+
+    Or, where the unpruned network is given, minus the divergence from what that says of these images, in nats; labels
+    are not looked at then.
 
     Args:
         model: The trained network; moved to `device` in its fastest layout, otherwise unchanged.
@@ -50,6 +72,7 @@ class Evaluator:
         device: Where networks run.
         precision: The trainer's. With `bf16-mixed` rewards are taken in bfloat16, the statistics of BatchNorm for them
             too; the network that is handed on is recovered in float32 all the same.
+        unpruned: The network from which the divergence is taken; None: rewards are minus the top-1 error.
     """
 
     def __init__(
@@ -65,6 +88,7 @@ class Evaluator:
         batch_size: int,
         device: torch.device,
         precision: str = "32-true",
+        unpruned: nn.Module | None = None,
     ):
         self.device = device
         # No float16: its range is too narrow for the gradients of a recovery that trains, and nothing scales them here.
@@ -78,6 +102,8 @@ class Evaluator:
         self.layout = to_fastest_layout(self.model, reward[0][:2].to(device))
         self._reward = self._place(reward)
         self._train = self._place(train)
+        # Now, before an importance puts a copy that it has trained in the network's place.
+        self._said = None if unpruned is None else self._said_by(unpruned.to(device), reward[0])
         self.ranking = importance(self.model, task, *self._first(importance.images))
         self.model = self.ranking.model or self.model
 
@@ -96,7 +122,7 @@ class Evaluator:
         self.recovery(network, *self._first(self.recovery.images))
 
     def __call__(self, widths: Tensor) -> float:
-        """Reward of widths [G]: minus the top-1 error in % on the first `reward_images` images."""
+        """Reward of widths [G] on the first `reward_images` images."""
         return self._reward_on(self.reward_images, widths)
 
     def winner(self, finalists: list[Tensor], first: float) -> tuple[Tensor, float]:
@@ -123,8 +149,17 @@ class Evaluator:
         images, labels = self._reward
         # No cache: a recovery that trains would go on with the weights of its first step.
         with torch.autocast(self.device.type, torch.bfloat16, self.bfloat16, cache_enabled=False):
-            hits = correct(self.network(widths), images, labels[:count], self.batch_size)
+            network = self.network(widths)
+            if self._said is not None:
+                mine = log_probabilities(network, images, count, self.batch_size)
+                return -divergence(self._said[:count], mine)
+            hits = correct(network, images, labels[:count], self.batch_size)
         return 100.0 * hits / count - 100.0
+
+    def _said_by(self, unpruned: nn.Module, images: HeldImages) -> Tensor:
+        layout = to_fastest_layout(unpruned, images[:2].to(self.device))
+        placed = images.to(self.device, memory_format=layout)
+        return log_probabilities(unpruned, placed, len(images), self.batch_size)
 
     def _first(self, count: int | None) -> tuple[HeldImages, Tensor]:
         """The first `count` training images and labels; None: all."""
