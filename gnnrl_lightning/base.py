@@ -17,6 +17,7 @@ from torch import nn
 
 from gnnrl_lightning.config import FitConfig
 from gnnrl_lightning.data import ImageDataModule
+from gnnrl_lightning.data.held_out import TRAIN
 from gnnrl_lightning.files import write_bytes
 from gnnrl_lightning.fitting import fit
 from gnnrl_lightning.models.factory import ModelSpec
@@ -25,10 +26,11 @@ from gnnrl_lightning.models.weights import load_weights
 log = logging.getLogger(__name__)
 
 _NOT_SHAPING = {
-    "data": {"name", "epochs", "eval_batch_size", "num_workers"},
+    "data": {"name", "epochs", "eval_batch_size", "num_workers", "labels"},
     "trainer": {"accelerator", "strategy", "deterministic"},
 }
-"""Settings that leave the trained network as it is; data.epochs does so through the training's own."""
+"""Settings that leave the trained network as it is; data.epochs does so through the training's own, and without
+data.labels there is none."""
 
 
 def train_base(
@@ -62,6 +64,8 @@ def train_base(
         **{group: _shaping(config, group) for group in _NOT_SHAPING},
         "seed": config.seed,
         "training": asdict(settings),
+        # Only where it is not as ever, so that networks from before there was a choice are found.
+        **({"reward_split": data.reward_split} if data.reward_split != TRAIN else {}),
     }
     digest = hashlib.sha256(json.dumps(shaped_by, sort_keys=True).encode()).hexdigest()[:12]
     path = Path(config.paths.cache) / f"{spec.name}-{data.name}-{digest}.safetensors"

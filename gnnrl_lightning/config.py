@@ -95,6 +95,10 @@ class SearchConfig:
     """Episodes of the search: networks proposed, all ranks together."""
     reward_images: int | None = 1000
     """Images of the reward split that a reward is taken on; null: all."""
+    reward: str = "top1"
+    """What a reward is: top1, minus the error in %; kl, minus the divergence from the unpruned network's scores."""
+    reward_split: str = "train"
+    """Which images rewards are taken on: train, held_out (half of the test images, or val/), or a path of images."""
     finalists: int = 5
     """How many of the best networks are measured again, on the whole reward split if rewards are taken on less."""
     max_steps: int = 5
@@ -124,6 +128,7 @@ class SearchConfig:
         _require(self.episodes >= 1, "episodes", self.episodes, "at least 1")
         if self.reward_images is not None:
             _require(self.reward_images >= 1, "reward_images", self.reward_images, "at least 1, or null for all")
+        _require(self.reward in ("top1", "kl"), "reward", self.reward, "top1 or kl")
         _require(self.finalists >= 1, "finalists", self.finalists, "at least 1")
         _require(self.max_steps >= 1, "max_steps", self.max_steps, "at least 1")
         _require(0 <= self.min_keep <= 1, "min_keep", self.min_keep, "a fraction in [0, 1]")

@@ -80,7 +80,7 @@ def fit(
     Raises:
         ValueError: If training diverged, or the checkpoint is of a training with other settings.
     """
-    names = ("model", "plan", "weights", "teacher", "data", "seed", "episodes", "finalists")
+    names = ("model", "plan", "weights", "teacher", "data", "reward_split", "seed", "episodes", "finalists")
     configured = settings_of(config, [name for name in names if name in config]) | asdict(settings)
     module = SupervisedModule(model, data.num_classes, stage, settings, config.seed, teacher, configured)
     last = LastCheckpoint(checkpoint)

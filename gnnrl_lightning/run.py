@@ -32,6 +32,7 @@ from gnnrl_lightning.pruning.verify import verified
 from gnnrl_lightning.report.card import write_card
 from gnnrl_lightning.report.numbers import millions
 from gnnrl_lightning.report.page import write_report
+from gnnrl_lightning.report.protocol import Protocol
 from gnnrl_lightning.report.results import choice, command, durations, stages
 from gnnrl_lightning.report.tables import stage_table
 from gnnrl_lightning.search.environment import PruningEnv
@@ -39,6 +40,7 @@ from gnnrl_lightning.search.run import begin, check_resume, check_stage, has_end
 from gnnrl_lightning.start import starting_point
 from gnnrl_lightning.topology.outline import write_layers
 from gnnrl_lightning.tracking import log_input, log_metrics, log_run, open_loggers
+from gnnrl_lightning.unlabelled import check_search, label
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +79,12 @@ def _prune(config: DictConfig) -> float:
         log.info("%s has ended with these settings; it is not run again", folder)
         return cast(float, json.loads((folder / "results.json").read_text())["reward"]["whole_split"])
     check_resume(config, folder)
+    check_search(config, cfg)
     check_formats(cfg.export)
     spec = ModelSpec.from_config(config.model)
     check_model(spec, config.data.num_classes, cfg.weights)
     earlier = PruningPlan.load(Path(cfg.plan)) if cfg.plan else None  # before anything is downloaded
-    data = data_of(config, preprocessing_of(spec, cfg.weights))
+    data = data_of(config, preprocessing_of(spec, cfg.weights), cfg.reward_split)
     data.prepare_data()
     data.setup()
     clock = {"base": time.perf_counter()}
@@ -113,6 +116,8 @@ def _prune(config: DictConfig) -> float:
         len(topology.groups),
         int(topology.full_widths().sum()),
     )
+    if not data.labelled:
+        label(data, original, device)
     reward = data.tensors("reward")
     importance = build(config.importance)
     if hasattr(importance, "check"):
@@ -149,6 +154,7 @@ def _prune(config: DictConfig) -> float:
             data.eval_batch_size,
             device,
             config.trainer.precision,
+            original if cfg.reward == "kl" else None,
         )
         module = run_agent(config, cfg, agent, env, folder, logger)
         widths, whole = evaluator.winner(module.finalists(cfg.finalists), module.best["reward"])
@@ -160,6 +166,7 @@ def _prune(config: DictConfig) -> float:
         served = {
             "config": OmegaConf.to_container(config.data, resolve=True),
             "preprocessing": asdict(data.preprocessing),
+            "reward_split": data.reward_split,
         }
         plan = make_plan(topology, kept)
         plan = replace(earlier.then(plan) if earlier else plan, model=network, data=served, about=about)
@@ -185,7 +192,8 @@ def _prune(config: DictConfig) -> float:
         if module.global_rank == 0:
             exported = check_saved(pruned, original, reward[0][:8], folder)
             exported |= export(pruned, reward[0][:8], cfg.export, folder)
-            write_card(folder, plan, pruned, top1, exported)
+            protocol = Protocol(cfg.reward, cfg.reward_split, data.labelled, data.provenance)
+            write_card(folder, plan, pruned, top1, exported, protocol)
             batches = [reward[0][: min(count, len(reward[1]))] for count in (1, 32)]
             measured = [speeds([original, pruned], batch, device) for batch in batches]
             results = {
@@ -198,6 +206,7 @@ def _prune(config: DictConfig) -> float:
                 "seed": cfg.seed,
                 "command": command(),
                 "device": f"{device.type.upper()}, {torch.get_num_threads()} threads",
+                "protocol": asdict(protocol),
                 "images": {name: len(split.labels) for name, split in data.splits.items()},
                 "trained_copy": evaluator.ranking.model is not None,
                 "episodes": len(module.history),
@@ -237,8 +246,8 @@ def loading(spec: ModelSpec, folder: Path) -> str:
     return f"gl.load_pruned({str(folder)!r}{', model=…' if spec.source == 'module' else ''})"
 
 
-def data_of(config: DictConfig, preprocessing: Preprocessing) -> ImageDataModule:
+def data_of(config: DictConfig, preprocessing: Preprocessing, reward_split: str) -> ImageDataModule:
     """The data module, checked before anything is downloaded or decoded."""
-    data: ImageDataModule = build(config.data, preprocessing=preprocessing, seed=config.seed)
+    data: ImageDataModule = build(config.data, preprocessing=preprocessing, seed=config.seed, reward_split=reward_split)
     data.check()
     return data

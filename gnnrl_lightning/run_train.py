@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from gnnrl_lightning import data as data_modules
 from gnnrl_lightning.base import save_weights
 from gnnrl_lightning.config import TrainConfig, typed
 from gnnrl_lightning.data import Preprocessing
+from gnnrl_lightning.data.held_out import HELD_OUT, TRAIN
 from gnnrl_lightning.evaluation.measure import test_top1
 from gnnrl_lightning.export import check_formats, check_saved, export
 from gnnrl_lightning.files import write_json
@@ -24,10 +25,12 @@ from gnnrl_lightning.models.factory import ModelSpec, check_model, create_model,
 from gnnrl_lightning.pruning.apply import load_pruned, save_pruned
 from gnnrl_lightning.pruning.plan import PruningPlan
 from gnnrl_lightning.report.card import write_card
+from gnnrl_lightning.report.protocol import Protocol
 from gnnrl_lightning.report.results import command
 from gnnrl_lightning.report.tables import top1_table
 from gnnrl_lightning.run import data_of, loading
 from gnnrl_lightning.tracking import log_input, log_metrics, log_run, open_loggers
+from gnnrl_lightning.unlabelled import check_training, label
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,7 @@ def train(config: DictConfig) -> float:
             f"data.num_classes={config.data.num_classes}, but the network of plan={cfg.plan} has "
             f"{plan.model['num_classes']} classes; give the images that it was trained for."
         )
+    check_training(config, cfg)
     spec = ModelSpec.from_config(plan.model["spec"] if plan and plan.model and cfg.model is None else config.model)
     if plan and plan.model and not spec.kwargs and spec.name == plan.model["spec"]["name"]:
         spec = replace(spec, kwargs=plan.model["spec"]["kwargs"])  # of what is named again, only the code has to be
@@ -68,7 +72,11 @@ def train(config: DictConfig) -> float:
         raise ValueError(f"{spec.setting} with model.kwargs={spec.kwargs} is not what plan={cfg.plan} is for.")
     # The pruned weights expect their images as the original's did, whatever images are given now.
     known = Preprocessing(**plan.data["preprocessing"]) if plan and plan.data else None
-    data = data_of(config, known or preprocessing_of(spec, cfg.weights))
+    # Test images that the plan's rewards were taken on are no test images: its images are cut as they were.
+    reward_split = str(plan.data.get("reward_split", TRAIN)) if plan and plan.data else TRAIN
+    if whole and reward_split != HELD_OUT:  # a path is that of the plan's own images
+        reward_split = TRAIN
+    data = data_of(config, known or preprocessing_of(spec, cfg.weights), reward_split)
     data.prepare_data()
     data.setup()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -76,6 +84,9 @@ def train(config: DictConfig) -> float:
     unpruned = create_model(spec, data.num_classes, size, cfg.weights)
     model = unpruned if plan is None else load_pruned(Path(str(cfg.plan)).parent, unpruned)
     teacher = create_model(spec, data.num_classes, size, cfg.teacher) if cfg.teacher else None
+    if teacher is not None and not data.labelled:
+        label(data, teacher, device)
+    protocol = Protocol(split=reward_split, labels=data.labelled, images=data.provenance)
     stage = cfg.stage or ("finetune" if plan else "base")
     networks = {"before": copy.deepcopy(model), "after": model} if stage != "evaluate" else {"after": model}
     with open_loggers(config, stage) as logger:
@@ -94,12 +105,13 @@ def train(config: DictConfig) -> float:
         }
         log_metrics(logger, {f"{split}_top1/{name}": x for name, of in top1.items() for split, x in of.items()})
         results = {"model": spec.name, "data": data.name, "stage": stage, "command": command(), "top1": top1}
+        results["protocol"] = asdict(protocol)
         images = data.tensors("reward", 8)[0][:]
         exported = rank_zero_only(export)(model, images, cfg.export, folder) or {}
         if plan is not None and getattr(rank_zero_only, "rank", 0) == 0:
             save_pruned(folder, model, plan)
             exported |= check_saved(model, unpruned, images, folder)
-            write_card(folder, plan, model, {name: of["test"] for name, of in top1.items()}, exported)
+            write_card(folder, plan, model, {name: of["test"] for name, of in top1.items()}, exported, protocol)
         elif stage == "base":
             save_weights(folder / f"{spec.name}.safetensors", model)
         rank_zero_only(write_json)(folder / "results.json", results | {"recovery_curve": curve, "export": exported})

@@ -92,6 +92,8 @@ class FinetuneRecovery:
         ValueError: If a value is out of range.
     """
 
+    needs_labels = True
+
     def __init__(self, images: int | None, batch_size: int, epochs: float, lr: float):
         _check_images(images, batch_size)
         require_number("recovery.epochs", epochs, above=0)

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gnnrl_lightning.files import write_text
 from gnnrl_lightning.pruning.plan import PruningPlan
 from gnnrl_lightning.report.numbers import fixed, millions, percent
+from gnnrl_lightning.report.protocol import Protocol
 
 _LOADING = {
     "torch_export": (
@@ -24,7 +25,12 @@ _LOADING = {
 
 
 def write_card(
-    folder: Path, plan: PruningPlan, network: nn.Module, top1: dict[str, float], exported: dict[str, dict[str, Any]]
+    folder: Path,
+    plan: PruningPlan,
+    network: nn.Module,
+    top1: dict[str, float],
+    exported: dict[str, dict[str, Any]],
+    protocol: Protocol,
 ) -> None:
     """Writes what the network is, what it came from, how good it is and how it is loaded.
 
@@ -34,6 +40,7 @@ def write_card(
         network: The final one.
         top1: Accuracy in % on the test split, by name; the last is this network's.
         exported: What `export` returned.
+        protocol: Which images the accuracy is of, and whether it is one.
     """
     assert plan.model is not None and plan.data is not None
     spec, about, side = plan.model["spec"], plan.about, plan.model["image_size"]
@@ -55,8 +62,9 @@ def write_card(
         f"| data | {plan.data['config']['name']} |",
         f"| multiply-accumulates, million | {millions(counter.get_total_flops() // 2)} |",
         f"| parameters, million | {millions(sum(p.numel() for p in network.parameters()))} |",
-        *(f"| test top-1 %, {name} | {fixed(value, 2)} |" for name, value in top1.items()),
+        *(f"| test {protocol.accuracy} %, {name} | {fixed(value, 2)} |" for name, value in top1.items()),
         "",
+        *(line for note in protocol.notes for line in (note, "")),
         f"Images: RGB in [0, 1], minus {_numbers(mean)}, divided by {_numbers(std)}.",
         "",
         "## Loading",

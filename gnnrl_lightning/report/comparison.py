@@ -25,6 +25,7 @@ from gnnrl_lightning.report.comparison_figure import save_comparison_figure
 from gnnrl_lightning.report.comparison_methods import by_task, seeds, unlike
 from gnnrl_lightning.report.comparison_runs import Run, Task, evaluations_until, read_runs
 from gnnrl_lightning.report.numbers import MINUS, NO_BREAK, fixed
+from gnnrl_lightning.report.protocol import Protocol
 
 
 @dataclass(frozen=True)
@@ -34,27 +35,53 @@ class Column:
     name: str
     """In comparison.csv, with `_mean` and `_std`."""
     title: str
-    digits: int
+    """With what the task's protocol calls things."""
+    digits: int | None
+    """None: those of a reward."""
     of: Callable[[Run], float | None]
 
 
 COLUMNS = (
-    Column("best_reward", "best\nreward, %", 2, lambda run: float(run.curve[-1])),
-    Column("winner_reward", "winner's reward,\nwhole split, %", 2, lambda run: run.results["reward"]["whole_split"]),
-    Column("top1_pruned", "test top-1\npruned, %", 2, lambda run: run.top1("pruned")),
-    Column("top1_fine_tuned", "test top-1\nfine-tuned, %", 2, lambda run: run.top1("fine-tuned")),
+    Column("best_reward", "best\nreward, {unit}", None, lambda run: float(run.curve[-1])),
+    Column(
+        "winner_reward", "winner's reward,\nwhole split, {unit}", None, lambda run: run.results["reward"]["whole_split"]
+    ),
+    Column("top1_pruned", "test {accuracy}\npruned, %", 2, lambda run: run.top1("pruned")),
+    Column("top1_fine_tuned", "test {accuracy}\nfine-tuned, %", 2, lambda run: run.top1("fine-tuned")),
     Column("evaluations", "evaluations", 0, lambda run: len(run.curve)),
     Column("search_seconds", "search, s", 0, lambda run: run.results["seconds"]["search"]),
-    Column("evaluations_to_99", "evaluations\nto 99 %", 0, lambda run: evaluations_until(run.curve)),
+    Column(
+        "evaluations_to_99", "evaluations\nto 99 %", 0, lambda run: evaluations_until(run.curve, protocol=run.protocol)
+    ),
 )
 
+_TOP1 = f"{MINUS}(top-1 error in %)"
+_KL = f"{MINUS}KL divergence from the unpruned network's scores in nats"
+_IMAGES = "images held out of the training images"
+_TO_99 = "until the best accuracy, 100 + reward, is 99 % of what it is at the run's end"
+
 LEGEND = (
-    f"Mean ± sample standard deviation over the runs; no spread for a single one. Reward: {MINUS}(top-1 error in %) on "
-    "images held out of the training images: the best of a run on those that the search sees, the winner's on the "
+    f"Mean ± sample standard deviation over the runs; no spread for a single one. Reward: {_TOP1} on "
+    f"{_IMAGES}: the best of a run on those that the search sees, the winner's on the "
     "whole split. Evaluations: networks that the search tested; neither one proposed again counts, nor that up to "
-    "`finalists` of them are tested again, on the whole split. To 99 %: until the best accuracy, 100 + reward, is 99 % "
-    "of what it is at the run's end. Sorted by the top-1 of the final networks."
+    f"`finalists` of them are tested again, on the whole split. To 99 %: {_TO_99}. Sorted by the top-1 of the final "
+    "networks."
 )
+
+
+def legend(tasks: Iterable[Task]) -> str:
+    """What the numbers of the tables are."""
+    kinds, splits = ({getattr(task, name) for task in tasks} for name in ("reward", "reward_split"))
+    lines = LEGEND
+    if kinds != {"top1"}:
+        lines = lines.replace(_TOP1, _KL if kinds == {"kl"} else f"{_TOP1}, or with reward=kl {_KL}")
+        shares = "until exp(reward) is 99 % of what it is at the run's end, which is within 0.01 nats"
+        lines = lines.replace(_TO_99, shares if kinds == {"kl"} else f"{_TO_99}; with reward=kl {shares}")
+    if not all(task.labels for task in tasks):
+        lines = lines.replace("Sorted by the top-1", "Sorted by the accuracy")
+    if splits != {"train"}:
+        lines = lines.replace(_IMAGES, "images that are apart from the test's")
+    return lines
 
 
 def mean_std(values: Iterable[float | None]) -> tuple[float | None, float | None]:
@@ -84,7 +111,9 @@ def notes(methods: dict[str, list[Run]]) -> list[str]:
     """What stands below the table of one task: what the network was before, and where its runs are not alike."""
     mean, std = mean_std(run.top1("original") for runs in methods.values() for run in runs)
     before = _cell(mean, std or None, 2)  # one network, or one per seed
-    return [f"Test top-1 of the unpruned network: {before}{NO_BREAK}%.", *unlike(methods)]
+    said = dict.fromkeys(note for runs in methods.values() for run in runs for note in run.protocol.notes)
+    accuracy = next(iter(methods.values()))[0].protocol.accuracy
+    return [f"Test {accuracy} of the unpruned network: {before}{NO_BREAK}%.", *said, *unlike(methods)]
 
 
 def comparison_table(title: str, rows: list[dict[str, Any]], below: list[str]) -> Table:
@@ -97,7 +126,7 @@ def comparison_table(title: str, rows: list[dict[str, Any]], below: list[str]) -
         title_style="bold",
         caption_style="",
     )
-    for head in _HEADS:
+    for head in _heads(rows[0]):
         method = head == "method"
         table.add_column(head, justify="left" if method else "right", overflow="fold", no_wrap=not method)
     for row in rows:
@@ -107,7 +136,7 @@ def comparison_table(title: str, rows: list[dict[str, Any]], below: list[str]) -
 
 def markdown_table(title: str, rows: list[dict[str, Any]], below: list[str]) -> str:
     """The table of one task for a page such as docs/results.md."""
-    heads = [head.replace("\n", " ") for head in _HEADS]
+    heads = [head.replace("\n", " ") for head in _heads(rows[0])]
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *map(_cells, rows)]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     return "\n\n".join([f"**{title}**", table, *below])
@@ -128,7 +157,7 @@ def compare(tasks: dict[Task, dict[str, list[Run]]], unfinished: list[str], out:
     writer.writeheader()
     writer.writerows(rows)
     write_text(out / "comparison.csv", text.getvalue())
-    last = [LEGEND, *([f"Left out, not finished: {', '.join(unfinished)}."] if unfinished else [])]
+    last = [legend(tasks), *([f"Left out, not finished: {', '.join(unfinished)}."] if unfinished else [])]
     parts = []
     for task, methods in tasks.items():
         own = [row for row in rows if all(row[name] == value for name, value in task._asdict().items())]
@@ -142,7 +171,8 @@ def compare(tasks: dict[Task, dict[str, list[Run]]], unfinished: list[str], out:
         str(task): {label: [run.curve for run in each] for label, each in methods.items()}
         for task, methods in tasks.items()
     }
-    save_comparison_figure(curves, out)
+    protocols = {str(task): next(iter(methods.values()))[0].protocol for task, methods in tasks.items()}
+    save_comparison_figure(curves, out, protocols)
     console.print(f"Comparison written to {out / 'comparison.md'}, .csv and .png", markup=False, soft_wrap=True)
 
 
@@ -164,12 +194,24 @@ def main(arguments: list[str] | None = None) -> None:
     compare(by_task(runs), unfinished, given.out, console)
 
 
-_HEADS = ("method", "runs", *(column.title for column in COLUMNS))
+def _protocol(row: dict[str, Any]) -> Protocol:
+    return Protocol(row["reward"], row["reward_split"], row["labels"])
+
+
+def _heads(row: dict[str, Any]) -> list[str]:
+    """The heads of the table of a row's task."""
+    protocol = _protocol(row)
+    named = [column.title.format(unit=protocol.unit, accuracy=protocol.accuracy) for column in COLUMNS]
+    return ["method", "runs", *named]
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    """A row's text in the order of `_HEADS`."""
-    numbers = (_cell(row[f"{column.name}_mean"], row[f"{column.name}_std"], column.digits) for column in COLUMNS)
+    """A row's text in the order of `_heads`."""
+    of_reward = _protocol(row).digits
+    numbers = (
+        _cell(row[f"{each.name}_mean"], row[f"{each.name}_std"], of_reward if each.digits is None else each.digits)
+        for each in COLUMNS
+    )
     return [row["method"], str(row["runs"]), *numbers]
 
 

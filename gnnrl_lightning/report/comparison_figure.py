@@ -14,7 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from gnnrl_lightning.report.numbers import MINUS, NO_BREAK, fixed
+from gnnrl_lightning.report.numbers import NO_BREAK, fixed
+from gnnrl_lightning.report.protocol import Protocol
 from gnnrl_lightning.report.style import GREY, METHODS, ORANGE, STYLE, SavedFigure, write_figure
 
 Curves = dict[str, list[np.ndarray]]
@@ -24,27 +25,28 @@ _COLOURS = (*METHODS, ORANGE)
 _LINES = ("-", (0, (5, 1.5, 1, 1.5)), (0, (1, 1)))
 
 
-def save_comparison_figure(tasks: dict[str, Curves], folder: Path) -> SavedFigure:
+def save_comparison_figure(tasks: dict[str, Curves], folder: Path, protocols: dict[str, Protocol]) -> SavedFigure:
     """Draws the learning curves, one plot per task, and writes comparison.png and comparison.svg to `folder`.
 
     The line is the mean over a method's runs, the band its sample standard deviation. A method that proposes a single
-    network is a level: dashed, over the whole axis.
+    network is a level: dashed, over the whole axis. What the rewards of each task are, its protocol says.
     """
     with matplotlib.rc_context(STYLE):
         columns = 2 if len(tasks) == 4 else min(len(tasks), 3)
         rows = -(-len(tasks) // columns)
         size = (10, 5.5) if len(tasks) == 1 else (4 * columns + 0.5, 3.2 * rows + 1)
         figure = Figure(figsize=size, layout="constrained")
-        figure.suptitle(_message(tasks), wrap=True)
+        figure.suptitle(_message(tasks, protocols), wrap=True)
         labels = dict.fromkeys(label for curves in tasks.values() for label in curves)
         styles = dict(zip(labels, line_styles(), strict=False))
         places = figure.subplots(rows, columns, squeeze=False).flat
         lines: dict[str, Line2D] = {}
         for number, ((title, curves), axes) in enumerate(zip(tasks.items(), places, strict=False)):
-            lines |= draw_curves(axes, curves, styles)
+            lines |= draw_curves(axes, curves, styles, protocols[title].step)
             axes.set_title(title if len(tasks) > 1 else "", fontsize=10)
             axes.set_xlabel("evaluations (networks tested)")
-            axes.set_ylabel("" if number % columns else f"best reward so far = {MINUS}top-1 error, %")
+            same = number % columns and len({of.axis for of in protocols.values()}) == 1
+            axes.set_ylabel("" if same else f"best reward so far = {protocols[title].axis}")
         for axes in places:
             axes.remove()
         handles: list[Artist] = [lines[label] for label in labels]
@@ -68,7 +70,7 @@ def padded(curves: list[np.ndarray]) -> np.ndarray:
     return np.stack([np.pad(curve, (0, longest - len(curve)), mode="edge") for curve in curves])
 
 
-def limits(bands: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[float, float]:
+def limits(bands: list[tuple[np.ndarray, np.ndarray, np.ndarray]], step: float = 1.0) -> tuple[float, float]:
     """The y axis: where every band ends, and the way there, unless its start would flatten the rest.
 
     The first evaluations of a method that draws blindly can be far below all that comes later: the lowest twentieth of
@@ -76,17 +78,18 @@ def limits(bands: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[floa
 
     Args:
         bands: The lower edge, the mean and the upper edge of each method, all [E].
+        step: A round difference; half of it is shown beyond the bands at least.
     """
     means = np.concatenate([mean for _, mean, _ in bands])
     top = max(high.max() for *_, high in bands)
     ends = min(low[-1] for low, *_ in bands)
     whole, short = (min(low, ends) for low in (means.min(), np.quantile(means, 0.05)))
     bottom = short if top - short <= 0.6 * (top - whole) else whole
-    margin = max(0.04 * (top - bottom), 0.5)
+    margin = max(0.04 * (top - bottom), 0.5 * step)
     return bottom - margin, top + margin
 
 
-def draw_curves(axes: Axes, curves: Curves, styles: dict[str, tuple[str, Any]]) -> dict[str, Line2D]:
+def draw_curves(axes: Axes, curves: Curves, styles: dict[str, tuple[str, Any]], step: float = 1.0) -> dict[str, Line2D]:
     """Draws one task; returns the line of each method. A curve that ends before the others ends in a dot."""
     tables = {label: padded(of) for label, of in curves.items()}
     longest = max(2, *(table.shape[1] for table in tables.values()))
@@ -106,17 +109,18 @@ def draw_curves(axes: Axes, curves: Curves, styles: dict[str, tuple[str, Any]]) 
         if not level and len(mean) < longest:
             axes.plot(number[-1:], mean[-1:], marker="o", markersize=4, color=colour)
     axes.set_xlim(1, longest)
-    axes.set_ylim(*limits(bands))
+    axes.set_ylim(*limits(bands, step))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.ticklabel_format(useOffset=False)
     return lines
 
 
-def _message(tasks: dict[str, Curves]) -> str:
+def _message(tasks: dict[str, Curves], protocols: dict[str, Protocol]) -> str:
     """What the figure says: who ends highest, or for several tasks what is drawn."""
     if len(tasks) > 1:
         return "The best reward so far, by the number of networks tested"
     ((title, curves),) = tasks.items()
     ends = {label: padded(of)[:, -1] for label, of in curves.items()}
     best = max(ends, key=lambda label: float(ends[label].mean()))
-    return f"{title}: {best} ends highest, at {fixed(float(ends[best].mean()), 2)}{NO_BREAK}%"
+    of = protocols[title]
+    return f"{title}: {best} ends highest, at {fixed(float(ends[best].mean()), of.digits)}{NO_BREAK}{of.unit}"

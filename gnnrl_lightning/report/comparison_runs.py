@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from omegaconf import OmegaConf
 
+from gnnrl_lightning.report.protocol import Protocol
 from gnnrl_lightning.report.tables import named_settings, sweep_jobs
 
 NEARLY = 0.99
@@ -22,9 +23,17 @@ class Task(NamedTuple):
     data: str
     cost: str
     budget: float
+    reward: str = "top1"
+    reward_split: str = "train"
+    labels: bool = True
 
     def __str__(self) -> str:
-        return f"{self.model} on {self.data}, budget {self.budget:g} ({self.cost})"
+        unusual = [
+            f", {name}={str(getattr(self, name)).lower() if name == 'labels' else getattr(self, name)}"
+            for name, usual in self._field_defaults.items()
+            if getattr(self, name) != usual
+        ]
+        return f"{self.model} on {self.data}, budget {self.budget:g} ({self.cost}){''.join(unusual)}"
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,13 @@ class Run:
     @property
     def task(self) -> Task:
         """What it searched for."""
-        return Task(*(self.results[name] for name in Task._fields))
+        model, data, cost, budget = (self.results[name] for name in ("model", "data", "cost", "budget"))
+        return Task(model, data, cost, budget, self.protocol.reward, self.protocol.split, self.protocol.labels)
+
+    @property
+    def protocol(self) -> Protocol:
+        """What its rewards and accuracies are."""
+        return Protocol.of(self.results)
 
     def top1(self, stage: str) -> float | None:
         """Accuracy on the test images in %: of the network `original`, `pruned` or `fine-tuned`, None if untested."""
@@ -69,18 +84,20 @@ def running_best(history: Path) -> np.ndarray:
     return best[last]
 
 
-def evaluations_until(curve: np.ndarray, share: float = NEARLY) -> int:
+def evaluations_until(curve: np.ndarray, share: float = NEARLY, protocol: Protocol = Protocol()) -> int:  # noqa: B008
     """How many evaluations it took to find nearly the best.
 
     Rewards are negative errors, so a share is taken of the accuracy, 100 + reward: the first evaluation at which the
     running best accuracy reaches `share` of the run's final best accuracy. Our reading of "converged": it looks back
-    from the end of the same run, so a method that never gets far may be there early.
+    from the end of the same run, so a method that never gets far may be there early. Of a divergence d it is taken of
+    exp(-d): 99 % are reached within 0.01 nats.
 
     Args:
         curve: [E] the best reward after each evaluation.
         share: In (0, 1].
+        protocol: What a reward is.
     """
-    accuracy = 100 + curve
+    accuracy = protocol.share(curve)
     # 100 - 20.8 must count as 99 % of 80, which floating point numbers alone do not promise.
     return int(np.argmax(accuracy >= share * accuracy[-1] - 1e-9)) + 1
 

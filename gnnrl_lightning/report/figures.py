@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gnnrl_lightning.report.numbers import MINUS, fixed, millions, percent
+from gnnrl_lightning.report.numbers import fixed, millions, percent
+from gnnrl_lightning.report.protocol import Protocol
 from gnnrl_lightning.report.record import Record
 from gnnrl_lightning.report.recovery_figure import recovery_figure
 from gnnrl_lightning.report.style import (
@@ -52,12 +53,12 @@ def reward_figure(record: Record) -> Figure:
     number = np.array([episode.number for episode in record.episodes])
     reward = np.array([episode.reward for episode in record.episodes])
     running = np.array([episode.best_reward for episode in record.episodes])
-    best = record.best
+    best, protocol = record.best, Protocol.of(record.results)
     figure, axes = new_figure(
-        f"Best reward {fixed(best.reward, 2)} % at episode {best.number} "
+        f"Best reward {protocol.text(best.reward)} at episode {best.number} "
         f"({_plural(record.results['evaluations'], 'network')} tested in {_plural(len(reward), 'episode')})",
     )
-    _scatter(axes, number, reward)
+    _scatter(axes, number, reward, protocol)
     axes.step(number, running, where="post", color=VERMILLION, linewidth=2, label="best so far")
     whole = record.results["reward"]["whole_split"]
     axes.axhline(
@@ -65,14 +66,14 @@ def reward_figure(record: Record) -> Figure:
         color=GREEN,
         linestyle="--",
         linewidth=1.5,
-        label=f"chosen plan on the whole reward split: {fixed(whole, 2)} %",
+        label=f"chosen plan on the whole reward split: {protocol.text(whole)}",
     )
     _include(axes, whole)
-    _levels(axes, record.results.get("levels", {}))
+    _levels(axes, record.results.get("levels", {}), protocol)
     margin = 0.5 + 0.015 * len(number)
     axes.set_xlim(number.min() - margin, number.max() + margin)
     axes.set_xlabel("episode")
-    axes.set_ylabel(f"reward = {MINUS}top-1 error, %")
+    axes.set_ylabel(f"reward = {protocol.axis}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     figure.legend(loc="outside lower center", ncols=2)
     return figure
@@ -113,20 +114,24 @@ def groups_figure(record: Record) -> Figure:
 
 
 def cost_figure(record: Record) -> Figure:
-    """Cost against accuracy on the reward images for every episode, with the Pareto front and the budget."""
+    """Cost against accuracy on the reward images for every episode, with the Pareto front and the budget.
+
+    Where rewards are no accuracies, they are shown as they are.
+    """
     cost = 100 * np.array([episode.cost_ratio for episode in record.episodes])
     reward = np.array([episode.reward for episode in record.episodes])
     budget = 100 * record.results["allowed"]["fraction"]
-    chosen = record.chosen
+    chosen, protocol = record.chosen, Protocol.of(record.results)
+    above = 0 if protocol.kl else 100
     figure, axes = new_figure(
-        f"The chosen plan scores {fixed(100 + chosen.reward, 2)} % on the reward images "
+        f"The chosen plan scores {protocol.text(above + chosen.reward)} on the reward images "
         f"at {percent(chosen.cost_ratio, 2)} of the cost"
     )
-    _scatter(axes, cost, 100 + reward)
+    _scatter(axes, cost, above + reward, protocol)
     front = pareto_front(cost, reward)
     axes.step(
         [*cost[front], budget],
-        [*(100 + reward[front]), 100 + reward.max()],
+        [*(above + reward[front]), above + reward.max()],
         where="post",
         markevery=range(len(front)),
         color=ORANGE,
@@ -138,7 +143,7 @@ def cost_figure(record: Record) -> Figure:
     )
     axes.plot(
         [100 * chosen.cost_ratio],
-        [100 + chosen.reward],
+        [above + chosen.reward],
         linestyle="none",
         marker="*",
         markersize=16,
@@ -156,7 +161,7 @@ def cost_figure(record: Record) -> Figure:
     axes.set_xlim(left - margin, right + margin)
     original = record.results["cost_values"]["original"]
     axes.set_xlabel(f"cost, % of the original's {millions(original)} {record.results['cost_unit']}")
-    axes.set_ylabel("top-1 on the reward images, %")
+    axes.set_ylabel(f"reward = {protocol.axis}" if protocol.kl else "top-1 on the reward images, %")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8))
     axes.ticklabel_format(useOffset=False)
     figure.legend(loc="outside lower center", ncols=3)
@@ -175,16 +180,16 @@ def pareto_front(cost: np.ndarray, reward: np.ndarray) -> np.ndarray:
     return order[reward[order] > before]
 
 
-def lowest_shown(values: np.ndarray) -> float:
+def lowest_shown(values: np.ndarray, step: float = 1.0) -> float:
     """The lowest value [N] that a figure shows: the minimum, unless a few outliers would flatten the rest."""
     lowest, highest = values.min(), values.max()
-    floor = np.floor(np.quantile(values, 0.1))
+    floor = np.floor(np.quantile(values, 0.1) / step) * step
     return float(floor if highest - floor < 0.5 * (highest - lowest) else lowest)
 
 
-def _scatter(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
+def _scatter(axes: Axes, x: np.ndarray, y: np.ndarray, protocol: Protocol) -> None:
     """One dot per episode; those below the limit of the y axis are counted and marked at its lower edge."""
-    floor = lowest_shown(y)
+    floor = lowest_shown(y, protocol.step)
     inside = y >= floor
     axes.scatter(
         x[inside],
@@ -205,9 +210,10 @@ def _scatter(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
             marker="v",
             markersize=5,
             color="#6B7280",
-            label=f"{(~inside).sum()} of {_plural(len(y), 'episode')} below {fixed(floor, 0)} %",
+            label=f"{(~inside).sum()} of {_plural(len(y), 'episode')} below "
+            f"{fixed(floor, 2 if protocol.kl else 0)} {protocol.unit}",
         )
-    margin = max(0.06 * (y.max() - floor), 0.5)
+    margin = max(0.06 * (y.max() - floor), 0.5 * protocol.step)
     axes.set_ylim(floor - margin, y.max() + margin)
 
 
@@ -218,12 +224,12 @@ def _include(axes: Axes, level: float) -> None:
     axes.set_ylim(min(bottom, level - margin), max(top, level + margin))
 
 
-def _levels(axes: Axes, levels: dict[str, float]) -> None:
+def _levels(axes: Axes, levels: dict[str, float], protocol: Protocol) -> None:
     """Rewards of baselines at the same budget as lines; those far below the axis are marked at its lower edge."""
     bottom, top = axes.get_ylim()
     below = 0
     for (name, level), colour in zip(levels.items(), cycle((INK, PURPLE, SKY, ORANGE)), strict=False):
-        label = f"{name}: {fixed(level, 2)} %"
+        label = f"{name}: {protocol.text(level)}"
         if level >= bottom - 0.5 * (top - bottom):
             axes.axhline(level, color=colour, linestyle=":", linewidth=1.2, label=label)
             _include(axes, level)

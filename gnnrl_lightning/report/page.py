@@ -9,17 +9,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from gnnrl_lightning.files import write_text
 from gnnrl_lightning.report.figures import save_figures
 from gnnrl_lightning.report.numbers import MISSING, duration, faster, fixed, millions, percent, short, signed
+from gnnrl_lightning.report.protocol import Protocol
 from gnnrl_lightning.report.record import read_record
 from gnnrl_lightning.report.tables import (
-    RECOVERY_COLUMNS,
     SPEED_COLUMNS,
-    STAGE_COLUMNS,
-    SWEPT,
     budget_line,
     check_columns,
     check_rows,
+    recovery_columns,
     recovery_rows,
+    settings_of,
     speed_rows,
+    stage_columns,
     stage_rows,
 )
 
@@ -44,13 +45,14 @@ def write_report(folder: Path) -> Path:
         results=record.results,
         changes=_changes(record.results),
         budget=budget_line(record.results),
-        stage_columns=STAGE_COLUMNS,
+        protocol=Protocol.of(record.results),
+        stage_columns=stage_columns(record.results),
         stages=stage_rows(record.results),
         speed_columns=SPEED_COLUMNS,
         speeds=speed_rows(record.results),
         check_columns=check_columns,
         check_rows=check_rows,
-        recovery_columns=RECOVERY_COLUMNS,
+        recovery_columns=recovery_columns(record.results),
         recovery=recovery_rows(record.recovery),
         figures=save_figures(record, folder / "figures"),
         groups=record.groups,
@@ -72,7 +74,7 @@ def _changes(results: dict[str, Any]) -> list[dict[str, str]]:
     known = first["top1"] is not None and last["top1"] is not None
     return [
         {
-            "name": "Top-1 accuracy, %",
+            "name": "Top-1 accuracy, %" if Protocol.of(results).labels else "Agreement with the original, %",
             "before": fixed(first["top1"], 2),
             "after": fixed(last["top1"], 2),
             "note": f"{signed(last['top1'] - first['top1'], 2)} points" if known else "not tested",
@@ -106,7 +108,7 @@ def _settings(results: dict[str, Any]) -> list[tuple[str, str]]:
     seconds = ", ".join(f"{step} {duration(value)}" for step, value in results["seconds"].items())
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     return [
-        *((name, str(results[name])) for name in SWEPT if results.get(name) is not None),
+        *((name, str(value)) for name, value in settings_of(results).items() if value is not None),
         ("device", results["device"]),
         ("images", images or MISSING),
         ("episodes", f"{results['episodes']:,} ({results['evaluations']:,} networks evaluated)"),

@@ -15,7 +15,7 @@ class Episode:
 
     number: int
     reward: float
-    """-(top-1 error in %) on the reward images of the search."""
+    """On the reward images of the search; see `Protocol` for what it is."""
     best_reward: float
     """The highest reward up to and including this episode."""
     cost_ratio: float

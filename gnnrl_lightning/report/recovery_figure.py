@@ -4,6 +4,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from gnnrl_lightning.report.numbers import fixed
+from gnnrl_lightning.report.protocol import Protocol
 from gnnrl_lightning.report.record import Record
 from gnnrl_lightning.report.style import BLUE, GREEN, new_figure
 
@@ -21,7 +22,7 @@ def recovery_figure(record: Record) -> Figure:
         label = f"original network: {fixed(original, 2)} %"
         axes.axhline(original, color=GREEN, linestyle="--", linewidth=1.5, label=label)
     axes.set_xlabel("training images seen")
-    axes.set_ylabel("top-1 on the reward images, %")
+    axes.set_ylabel(f"{Protocol.of(record.results).accuracy} on the reward images, %")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.ticklabel_format(axis="y", useOffset=False)

@@ -60,5 +60,6 @@ def summarise(folder: Path) -> None:
 
         runs, unfinished = read_runs([folder])
         tasks = by_task(runs)
-        if any(len(methods) > 1 for methods in tasks.values()):
+        # What rewards are is no task of its own here: runs that differ in it alone are compared, a table each.
+        if sum(map(len, tasks.values())) > len({task[:4] for task in tasks}):
             compare(tasks, unfinished, folder, console)

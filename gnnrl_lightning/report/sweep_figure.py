@@ -44,7 +44,7 @@ def save_sweep_figure(rows: list[dict[str, Any]], folder: Path) -> bool:
         )
         axes.scatter([], [], s=60, marker="s", facecolors="none", edgecolors=INK, label="before pruning")
         axes.set_xlabel("multiply-accumulates, million")
-        axes.set_ylabel("top-1 on the test images, %")
+        axes.set_ylabel(f"{' or '.join(dict.fromkeys(row['accuracy'] for row in done))} on the test images, %")
         axes.ticklabel_format(useOffset=False)
         figure.legend(loc="outside lower center", ncols=4)
         write_figure(figure, folder, "summary")

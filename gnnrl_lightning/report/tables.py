@@ -11,24 +11,32 @@ from rich.markup import escape
 from rich.table import Table
 
 from gnnrl_lightning.report.numbers import MISSING, NO_BREAK, TIMES, faster, fixed, millions, percent, signed
-
-STAGE_COLUMNS = ("network", "top-1 %", "MMACs", "parameters, M", f"latency, ms ({TIMES})")
+from gnnrl_lightning.report.protocol import Protocol
 
 SPEED_COLUMNS = (
     *("network", "batch", f"median, ms ({TIMES})", "95th percentile, ms", "images per second"),
     *("peak memory, MiB", "weights, MiB"),
 )
 
-RECOVERY_COLUMNS = ("images seen", "top-1 %")
-
-SETTINGS = ("model", "data", "agent", "importance", "recovery", "cost", "budget", "seed")
+SETTINGS = ("model", "data", "agent", "importance", "recovery", "cost", "budget", "reward", "reward_split", "seed")
 
 SWEPT = ("model", "data", "method", *SETTINGS[2:])
 """What jobs of a sweep may differ in; a method (None in results from before there were any) names several at once."""
 
 
+def settings_of(results: dict[str, Any]) -> dict[str, Any]:
+    """The settings `SWEPT` of a run; None where it knows none."""
+    protocol = Protocol.of(results)
+    return {name: results.get(name) for name in SWEPT} | {"reward": protocol.reward, "reward_split": protocol.split}
+
+
+def stage_columns(results: dict[str, Any]) -> tuple[str, ...]:
+    """Head of the table of stages."""
+    return "network", f"{Protocol.of(results).accuracy} %", "MMACs", "parameters, M", f"latency, ms ({TIMES})"
+
+
 def stage_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Cells of the table of stages, one row per stage in the order of `STAGE_COLUMNS`."""
+    """Cells of the table of stages, one row per stage in the order of `stage_columns`."""
     original = results["stages"][0]
     return [
         (
@@ -90,8 +98,13 @@ def check_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
+def recovery_columns(results: dict[str, Any]) -> tuple[str, ...]:
+    """Head of the table of the fine-tuning."""
+    return "images seen", f"{Protocol.of(results).accuracy} %"
+
+
 def recovery_rows(curve: list[dict[str, float]]) -> list[tuple[str, ...]]:
-    """Accuracy on the reward split during the fine-tuning, in the order of `RECOVERY_COLUMNS`."""
+    """Accuracy on the reward split during the fine-tuning, in the order of `recovery_columns`."""
     return [(f"{point['images']:,.0f}", fixed(point["top1"], 2)) for point in curve]
 
 
@@ -99,11 +112,11 @@ def stage_table(results: dict[str, Any]) -> Table:
     """The table at the end of a search: the network before, after pruning and after fine-tuning."""
     table = Table(
         title=escape(f"{results['model']} on {results['data']}"),
-        caption=budget_line(results),
+        caption=escape("\n".join([budget_line(results), *Protocol.of(results).notes])),
         title_style="bold",
         caption_style="",
     )
-    for column in STAGE_COLUMNS:
+    for column in stage_columns(results):
         table.add_column(column, justify="left" if column == "network" else "right")
     for row in stage_rows(results):
         table.add_row(*row)
@@ -112,10 +125,16 @@ def stage_table(results: dict[str, Any]) -> Table:
 
 def top1_table(results: dict[str, Any]) -> Table:
     """The table at the end of a training: accuracy before and after, on both splits that it did not train on."""
-    table = Table(title=escape(f"{results['model']} on {results['data']}"), title_style="bold")
+    protocol = Protocol.of(results)
+    table = Table(
+        title=escape(f"{results['model']} on {results['data']}"),
+        caption=escape("\n".join(protocol.notes)) or None,
+        title_style="bold",
+        caption_style="",
+    )
     table.add_column("network")
     for split in ("reward", "test"):
-        table.add_column(f"{split} top-1 %", justify="right")
+        table.add_column(f"{split} {protocol.accuracy} %", justify="right")
     for name, of in results["top1"].items():
         table.add_row(name, fixed(of["reward"], 2), fixed(of["test"], 2))
     return table
@@ -151,14 +170,19 @@ def sweep_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def sweep_table(rows: list[dict[str, Any]]) -> Table:
-    """One row per job; settings that all jobs share stand in the caption, so that the table stays narrow."""
+    """One row per job; settings that all jobs share stand in the caption, so that the table stays narrow.
+
+    So does which images rewards and accuracies are from.
+    """
     # What a failed job did not say on its command line is unknown, not different.
     values = {name: {str(row[name]) for row in rows if row[name] is not None} for name in SWEPT}
     varied = [name for name in SWEPT if len(values[name]) > 1]
     shared = [f"{name} {value}" for name in SWEPT if len(values[name]) == 1 for value in values[name]]
+    notes = dict.fromkeys(note for row in rows for note in row["notes"].splitlines())
+    accuracy = " or ".join(dict.fromkeys(row["accuracy"] for row in rows if row["accuracy"])) or Protocol().accuracy
     table = Table(
         title=f"{len(rows)} jobs",
-        caption=escape(", ".join(shared)),
+        caption=escape("\n".join([", ".join(shared), *notes])),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         title_style="bold",
@@ -167,7 +191,7 @@ def sweep_table(rows: list[dict[str, Any]]) -> Table:
     for name in varied:
         table.add_column(name, overflow="fold")
     for name in (
-        "top-1 %\noriginal",
+        f"{accuracy} %\noriginal",
         "\npruned",
         "\nfine-tuned",
         "cost\n%",
@@ -205,6 +229,7 @@ def _sweep_row(job: Path, results: dict[str, Any] | None, sweep: Path) -> dict[s
     )
     row: dict[str, Any] = {"folder": job.relative_to(sweep).as_posix(), "status": "failed"}
     row |= dict.fromkeys([*SWEPT, *(f"top1_{stage}" for stage in stages), *numbers])
+    row |= {"accuracy": None, "notes": ""}
     if results is None:
         return row | named_settings(job)
     original, *_, last = results["stages"]
@@ -212,7 +237,8 @@ def _sweep_row(job: Path, results: dict[str, Any] | None, sweep: Path) -> dict[s
     return (
         row
         | {"status": "done"}
-        | {name: results.get(name) for name in SWEPT}
+        | settings_of(results)
+        | {"accuracy": Protocol.of(results).accuracy, "notes": "\n".join(Protocol.of(results).notes)}
         | {f"top1_{stage['name'].replace('-', '_')}": stage["top1"] for stage in results["stages"]}
         | {name: last[name] for name in ("macs", "params", "latency_ms", "latency_ratio")}
         | {f"{name}_percent": 100 * last[name] / original[name] for name in ("macs", "params")}

@@ -27,7 +27,7 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     The observation is the fraction that each group still keeps, the action the fraction of that to remove; ratios
     compound. The last action is scaled so that the episode lands on the budget: cost ≤ budget, and as close below it
     as the groups allow. After `max_steps` what is missing is removed uniformly. Only the end of an episode touches a
-    network; the reward there is minus the top-1 error in %, before it 0.
+    network; the reward there is what `evaluate` gives, before it 0.
 
     `reset` and `step` are gymnasium's, for one episode; `advance` is the same step for a batch of them.
 

@@ -9,6 +9,7 @@ import lightning as L
 
 from gnnrl_lightning.files import write_text
 from gnnrl_lightning.progress import Bar
+from gnnrl_lightning.report.protocol import Protocol
 from gnnrl_lightning.resume import LastCheckpoint
 from gnnrl_lightning.search.module import HISTORY, SearchModule
 
@@ -16,7 +17,15 @@ log = logging.getLogger(__name__)
 
 
 class SearchProgress(Bar):
-    """A bar over the episodes: best reward so far, its cost, and the time left."""
+    """A bar over the episodes: best reward so far, its cost, and the time left.
+
+    Args:
+        protocol: What a reward is.
+    """
+
+    def __init__(self, protocol: Protocol) -> None:
+        super().__init__()
+        self.protocol = protocol
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draws the bar."""
@@ -28,7 +37,7 @@ class SearchProgress(Bar):
         """Says how the iteration went, in the log too."""
         assert isinstance(pl_module, SearchModule)
         best = pl_module.best
-        state = f"best top-1 {100 + best['reward']:.2f} % at {100 * best['cost_ratio']:.1f} % of the cost"
+        state = f"best {self.protocol.best(best['reward'])} at {100 * best['cost_ratio']:.1f} % of the cost"
         self.show(len(pl_module.history), state)
         log.debug("episode %d of %d: %s", len(pl_module.history), pl_module.episodes, state)
 

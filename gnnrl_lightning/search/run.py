@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from gnnrl_lightning.config import SearchConfig
 from gnnrl_lightning.files import write_text
 from gnnrl_lightning.fitting import build_trainer
+from gnnrl_lightning.report.protocol import Protocol
 from gnnrl_lightning.resume import read_checkpoint, require_same, settings_of
 from gnnrl_lightning.search.agents.protocol import Agent
 from gnnrl_lightning.search.environment import PruningEnv
@@ -20,7 +21,8 @@ log = logging.getLogger(__name__)
 
 _SHAPING = (
     *("model", "data", "agent", "cost", "importance", "recovery", "budget", "plan", "weights", "seed"),
-    *("exclude", "reward_images", "max_steps", "min_keep", "divisor", "keep_ends", "trainer.precision"),
+    *("exclude", "reward_images", "reward", "reward_split", "max_steps", "min_keep", "divisor", "keep_ends"),
+    "trainer.precision",
 )
 """Settings that shape a search; a resumed one must have the same."""
 
@@ -34,7 +36,7 @@ def run_agent(
     trainer = build_trainer(
         config,
         logger,
-        [SearchProgress(), state],
+        [SearchProgress(Protocol(cfg.reward)), state],
         max_epochs=module.iterations,
         enable_progress_bar=False,
         log_every_n_steps=1,

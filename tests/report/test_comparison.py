@@ -64,7 +64,7 @@ def test_means_and_deviations_are_those_done_by_hand(sweep: Path, tmp_path: Path
         ("uniform", "1", "0"),
         ("random", "2", "0 1"),
     ]
-    gnnrl, uniform, random = ({name: float(v) if v else None for name, v in list(r.items())[7:]} for r in rows)
+    gnnrl, uniform, random = ({name: float(v) if v else None for name, v in list(r.items())[10:]} for r in rows)
     expected = {
         "best_reward": (-10, 2),  # -8, -10, -12
         "winner_reward": (-10, 1),  # -9, -11, -10

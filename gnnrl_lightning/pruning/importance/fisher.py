@@ -21,6 +21,8 @@ class Fisher(LooksAtImages):
     at once, on the network as it is, and a channel's gate lies wherever a layer reads it, see `gate_gradients`.
     """
 
+    needs_labels = True
+
     def __call__(self, model: nn.Module, task: Task, images: HeldImages, labels: Tensor) -> Ranking:
         """Ranks by the mean square of the gradients."""
         parts = batches(images, labels, self.batch_size, "fisher")

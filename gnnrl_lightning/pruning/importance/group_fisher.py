@@ -40,6 +40,8 @@ class GroupFisher:
         ValueError: If a value is out of range.
     """
 
+    needs_labels = True
+
     def __init__(
         self, images: int | None, batch_size: int, lr: float, interval: int, channels_per_step: int, seed: int
     ):

@@ -36,6 +36,8 @@ class SoftPruning:
         ValueError: If a value is out of range.
     """
 
+    needs_labels = True
+
     def __init__(self, images: int | None, batch_size: int, epochs: int, lr: float, p: int, seed: int):
         require_images(images, batch_size, least=2)  # BatchNorm needs two: one has no variance
         require_whole("importance.epochs", epochs, 1)

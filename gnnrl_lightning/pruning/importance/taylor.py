@@ -18,6 +18,8 @@ class Taylor(LooksAtImages):
     that read a channel are in the sum before its size is taken.
     """
 
+    needs_labels = True
+
     def __call__(self, model: nn.Module, task: Task, images: HeldImages, labels: Tensor) -> Ranking:
         """Ranks by the size of the gradients."""
         parts = batches(images, labels, self.batch_size, "taylor")
