@@ -75,6 +75,7 @@ def test_every_setting_has_its_line(name: str) -> None:
         ("episodes=0", "episodes=0"),
         ("reward_images=0", "reward_images=0"),
         ("finalists=0", "finalists=0"),
+        ("reward=top5", "reward=top5"),
         ("max_steps=0", "max_steps=0"),
         ("min_keep=-0.1", "min_keep=-0.1"),
         ("min_keep=1.1", "min_keep=1.1"),

@@ -144,8 +144,8 @@ def _open_tar(path: Path, labelled: bool, setting: str) -> tuple[Path | bytes, d
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # else a million headers stay in memory
                 parts = PurePosixPath(member.name).parts
-                placed = len(parts) == 2 if labelled else bool(parts)
-                if not placed or parts[0] == "/" or ".." in parts or not _is_image(parts[-1]):
+                placed = len(parts) == 2 if labelled else parts and not any(part.startswith(".") for part in parts)
+                if not placed or parts[0] in ("/", "..") or not _is_image(parts[-1]):
                     continue
                 if member.isreg() and not member.issparse():
                     extents["/".join(parts)] = (member.offset_data, member.size)

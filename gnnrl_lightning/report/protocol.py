@@ -42,7 +42,9 @@ class Protocol:
     @property
     def notes(self) -> list[str]:
         """What a table must say of its numbers, in sentences; nothing where all is as usual."""
-        agreement = "Agreement with the unpruned network: the share of images that both put in one class, without labels."
+        agreement = (
+            "Agreement with the unpruned network: the share of images that both put in one class, without labels."
+        )
         return [*([] if self.labels else [agreement]), *([self.images] if self.images else [])]
 
     @property

@@ -1,16 +1,20 @@
 import copy
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from searching import bandit
 from torch import Tensor, nn
 
 from gnnrl_lightning.data import IMAGENET, HeldImages
-from gnnrl_lightning.evaluation.evaluator import Evaluator, correct
+from gnnrl_lightning.evaluation.evaluator import Evaluator, correct, divergence
 from gnnrl_lightning.evaluation.measure import speeds, test_top1, weight_bytes
 from gnnrl_lightning.evaluation.recovery import BatchNormRecovery, FinetuneRecovery, NoRecovery
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
 from gnnrl_lightning.pruning.importance.magnitude import Magnitude
+from gnnrl_lightning.pruning.importance.ranking import Ranking
 from gnnrl_lightning.pruning.surgery import prune
 from gnnrl_lightning.topology import Topology, trace
 
@@ -44,12 +48,15 @@ def evaluator_of(
     recovery: object = None,
     reward_images: int = 60,
     precision: str = "32-true",
+    unpruned: nn.Module | None = None,
+    importance: object = None,
 ) -> Evaluator:
     model = copy.deepcopy(network)
     recovery = recovery or NoRecovery()
+    importance = importance or Magnitude(1)
     task = bandit(topology).task(list)
     return Evaluator(
-        model, task, prune, Magnitude(1), recovery, REWARD, TRAIN, reward_images, 16, CPU, precision  # type: ignore[arg-type]
+        model, task, prune, importance, recovery, REWARD, TRAIN, reward_images, 16, CPU, precision, unpruned  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -179,6 +186,53 @@ def test_rewards_on_the_whole_split_are_not_taken_again(network: nn.Module, topo
     seen = len(recovery.seen)
     widths, again = evaluator.winner(finalists, reward)
     assert torch.equal(widths, finalists[0]) and again == reward and len(recovery.seen) == seen
+
+
+def divergence_of(unpruned: nn.Module, pruned: nn.Module, count: int) -> float:
+    """KL(unpruned ‖ pruned) in nats on the first reward images, by its definition in double precision."""
+    with torch.no_grad():
+        p, q = (net.double()(REWARD[0][:count].double()).softmax(1) for net in map(copy.deepcopy, (unpruned, pruned)))
+    by_hand = float((p * (p.log() - q.log())).sum() / count)
+    torchs = F.kl_div(q.log(), p, reduction="batchmean")
+    assert by_hand == pytest.approx(float(torchs)) and by_hand > 0
+    return by_hand
+
+
+@pytest.mark.parametrize("reward_images", [20, 60])
+def test_the_divergence_is_that_of_its_definition(network: nn.Module, topology: Topology, reward_images: int) -> None:
+    evaluator = evaluator_of(network, topology, reward_images=reward_images, unpruned=copy.deepcopy(network))
+    pruned = evaluator.network(half(topology))
+    assert evaluator(half(topology)) == pytest.approx(-divergence_of(network, pruned, reward_images), rel=1e-4)
+    assert evaluator.whole_split(half(topology)) == pytest.approx(-divergence_of(network, pruned, 60), rel=1e-4)
+    assert evaluator(topology.full_widths()) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_divergence_is_from_the_network_that_was_given(network: nn.Module, topology: Topology) -> None:
+    """Of a second stage that is not the one that is pruned; nor a copy that an importance has trained."""
+    torch.manual_seed(1)
+    other = resnet_cifar(8, 4).eval()
+
+    class Replacing(Magnitude):
+        def __call__(self, *args: Any) -> Ranking:
+            return replace(super().__call__(*args), model=copy.deepcopy(other))
+
+    evaluator = evaluator_of(network, topology, unpruned=network, importance=Replacing(1))
+    assert evaluator(topology.full_widths()) == pytest.approx(-divergence_of(network, other, 60), rel=1e-4)
+    evaluator = evaluator_of(network, topology, unpruned=other)
+    assert evaluator(topology.full_widths()) == pytest.approx(-divergence_of(other, network, 60), rel=1e-4)
+
+
+def test_divergences_need_no_labels(network: nn.Module, topology: Topology, monkeypatch: pytest.MonkeyPatch) -> None:
+    reward = evaluator_of(network, topology, unpruned=network)(half(topology))
+    monkeypatch.setitem(globals(), "REWARD", (REWARD[0], torch.zeros_like(REWARD[1])))
+    assert evaluator_of(network, topology, unpruned=network)(half(topology)) == reward
+
+
+def test_a_network_whose_scores_are_no_numbers_has_a_bad_divergence() -> None:
+    said = torch.full((2, 4), 0.25).log()
+    broken = torch.stack([said[0], torch.full((4,), torch.nan)])
+    assert divergence(said, broken) == 500
+    assert divergence(said, said) == 0
 
 
 def test_top1_of_a_loader(network: nn.Module) -> None:
