@@ -17,6 +17,7 @@ from torch import Tensor
 from gnnrl_lightning.base import train_base
 from gnnrl_lightning.config import SearchConfig, build, typed
 from gnnrl_lightning.data import ImageDataModule, Preprocessing
+from gnnrl_lightning.data.held_out import TRAIN
 from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.measure import budget_check, speeds, test_top1, weight_bytes
 from gnnrl_lightning.export import check_formats, check_saved, export
@@ -246,7 +247,7 @@ def loading(spec: ModelSpec, folder: Path) -> str:
     return f"gl.load_pruned({str(folder)!r}{', model=…' if spec.source == 'module' else ''})"
 
 
-def data_of(config: DictConfig, preprocessing: Preprocessing, reward_split: str) -> ImageDataModule:
+def data_of(config: DictConfig, preprocessing: Preprocessing, reward_split: str = TRAIN) -> ImageDataModule:
     """The data module, checked before anything is downloaded or decoded."""
     data: ImageDataModule = build(config.data, preprocessing=preprocessing, seed=config.seed, reward_split=reward_split)
     data.check()
