@@ -94,7 +94,8 @@ def index_files(path: Path, labelled: bool = True, setting: str = "data.root") -
         what, of = ("<class>/<image> files", "class folders") if labelled else ("image files", "images")
         raise ValueError(
             f"{path} has no {what} ({', '.join(IMAGE_SUFFIXES)}); "
-            f"give a folder of {of}, or a .tar of them, with {setting}=<path>."
+            f"give a folder of {of}, or a .tar of them, with {setting}=<path>"
+            f"{', or add data.labels=false for images without classes' if labelled and setting == 'data.root' else ''}."
         )
     names.sort(key=lambda name: name.split("/"))
     of_class = [name.split("/")[0] if labelled else "" for name in names]
