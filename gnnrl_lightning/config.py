@@ -58,6 +58,28 @@ class FitConfig:
 
 
 @dataclass
+class RefitConfig:
+    """New weights in closed form for the channels that stay, without training."""
+
+    enabled: bool = True
+    """Refit every candidate and the network that is handed on; false: weights are only cut."""
+    images: int = 1024
+    """Training images for the statistics of the layers; their labels are not used."""
+    samples: float = 8.0
+    """Samples for each input of a layer, where images have so many positions."""
+    memory_gb: float = 4.0
+    """Memory for these statistics and for activations, GiB."""
+    sequential: bool = True
+    """Refit what was found once more, layer after layer, where no fine-tuning follows and rewards say that it helps."""
+
+    def check(self) -> None:
+        """Raise ValueError for values out of range."""
+        _require(self.images >= 1, "refit.images", self.images, "at least 1")
+        _require(self.samples >= 2, "refit.samples", self.samples, "at least 2, fewer are worse than no refit")
+        _require(self.memory_gb > 0, "refit.memory_gb", self.memory_gb, "above 0")
+
+
+@dataclass
 class SearchConfig:
     """Settings of search.py."""
 
@@ -113,6 +135,10 @@ class SearchConfig:
     """Regular expressions of parameter names; groups that run through them stay whole."""
     export: list[str] = field(default_factory=list)
     """Further files of the network, each checked against it: torch_export, onnx."""
+    refit: RefitConfig = field(default_factory=RefitConfig)
+    """New weights in closed form."""
+    start: str = "closed_form"
+    """Where the search begins: closed_form, the plan of the error curves; paper, as the agent's paper says."""
     base: FitConfig = field(default_factory=FitConfig)
     """Training of the base network where there are no weights."""
     finetune: FitConfig = field(default_factory=FitConfig)
@@ -133,6 +159,8 @@ class SearchConfig:
         _require(self.max_steps >= 1, "max_steps", self.max_steps, "at least 1")
         _require(0 <= self.min_keep <= 1, "min_keep", self.min_keep, "a fraction in [0, 1]")
         _require(self.divisor >= 1, "divisor", self.divisor, "at least 1")
+        _require(self.start in ("closed_form", "paper"), "start", self.start, "closed_form or paper")
+        self.refit.check()
         self.base.check("base")
         self.finetune.check("finetune")
         _require(self.base.distill == 0, "base.distill", self.base.distill, "0: there is no larger network yet")
@@ -214,8 +242,8 @@ def typed(config: DictConfig, schema: type[SearchConfig] | type[TrainConfig]) ->
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     values: dict[str, Any] = {}
     for name, each in schema.__dataclass_fields__.items():
-        if each.type is FitConfig:
-            values[name] = FitConfig(**resolved[name])
+        if each.type in (FitConfig, RefitConfig):
+            values[name] = each.type(**resolved[name])
         else:
             values[name] = config[name] if each.type is Any else resolved[name]
     result = schema(**values)

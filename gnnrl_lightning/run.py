@@ -19,6 +19,7 @@ from gnnrl_lightning.config import SearchConfig, build, typed
 from gnnrl_lightning.data import ImageDataModule, Preprocessing
 from gnnrl_lightning.data.held_out import TRAIN
 from gnnrl_lightning.evaluation.evaluator import Evaluator
+from gnnrl_lightning.evaluation.final import final_network
 from gnnrl_lightning.evaluation.measure import budget_check, speeds, test_top1, weight_bytes
 from gnnrl_lightning.export import check_formats, check_saved, export
 from gnnrl_lightning.files import write_json
@@ -26,15 +27,16 @@ from gnnrl_lightning.finetune import Curve
 from gnnrl_lightning.fitting import device_of, fit, ranks_of
 from gnnrl_lightning.models.factory import ModelSpec, check_model, create_model, preprocessing_of
 from gnnrl_lightning.pruning.apply import make_plan, placed, planned_widths, save_pruned
+from gnnrl_lightning.pruning.importance.reconstruction import ReconstructionError
 from gnnrl_lightning.pruning.plan import PruningPlan
 from gnnrl_lightning.pruning.rewrite import rewrite
 from gnnrl_lightning.pruning.surgery import prune
-from gnnrl_lightning.pruning.verify import verified
+from gnnrl_lightning.reconstruction.reconstruction import Reconstruction
 from gnnrl_lightning.report.card import write_card
 from gnnrl_lightning.report.numbers import millions
 from gnnrl_lightning.report.page import write_report
 from gnnrl_lightning.report.protocol import Protocol
-from gnnrl_lightning.report.results import choice, command, durations, stages
+from gnnrl_lightning.report.results import choice, command, curves, durations, opened, stages
 from gnnrl_lightning.report.tables import stage_table
 from gnnrl_lightning.search.environment import PruningEnv
 from gnnrl_lightning.search.run import begin, check_resume, check_stage, has_ended, run_agent
@@ -105,6 +107,7 @@ def _prune(config: DictConfig) -> float:
         return cost(placed(names, widths, unpruned))
 
     recovery = build(config.recovery)
+    evaluator: Evaluator  # stands when the first reward is asked for
     env = PruningEnv(topology, cost_of, cfg.budget, lambda widths: evaluator(widths), cfg.max_steps, full_cost)
     if earlier is not None and cost_of(topology.full_widths()) <= env.allowed:
         raise ValueError(f"plan={cfg.plan} is within budget={cfg.budget:g} already; give a lower budget.")
@@ -124,15 +127,23 @@ def _prune(config: DictConfig) -> float:
     if hasattr(importance, "check"):
         importance.check(topology)
     available = len(data.splits["train"].labels)
-    wanted = {"recovery.images": recovery.images, "importance.images": importance.images}
-    for name, images in wanted.items():
-        if images is not None and images > available:
-            log.info("%s=%d: only %d training images there are; all are taken", name, images, available)
-    needed = (available if images is None else images for images in wanted.values())
+    wanted: dict[str, int | None] = {"recovery.images": recovery.images, "importance.images": importance.images}
+    closed_form = cfg.refit.enabled or cfg.start == "closed_form" or isinstance(importance, ReconstructionError)
+    if closed_form:
+        wanted["refit.images"] = cfg.refit.images
+    for name, number in wanted.items():
+        if number is not None and number > available:
+            log.info("%s=%d: only %d training images there are; all are taken", name, number, available)
+    needed = (available if number is None else number for number in wanted.values())
     training = data.tensors("train", min(max(*needed, 1), available))
     # Seeded anew, so that the agent starts alike whether the base network is trained now or comes from a file.
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    task = env.task(lambda: evaluator.ranking.scores, -(-cfg.episodes // ranks_of(config)))
+    task = env.task(
+        lambda: evaluator.ranking.scores,
+        -(-cfg.episodes // ranks_of(config)),
+        reconstruction=Reconstruction(model, topology, training[0], cfg.refit) if closed_form else None,
+        plans=(lambda: evaluator.plans) if cfg.start == "closed_form" else None,
+    )
     agent = build(config.agent, task=task)
 
     rank_zero_only(begin)(config, folder)
@@ -157,7 +168,7 @@ def _prune(config: DictConfig) -> float:
             config.trainer.precision,
             original if cfg.reward == "kl" else None,
         )
-        module = run_agent(config, cfg, agent, env, folder, logger)
+        module = run_agent(config, cfg, agent, env, folder, logger, task.plans)
         widths, whole = evaluator.winner(module.finalists(cfg.finalists), module.best["reward"])
         clock["finetune"] = time.perf_counter()
 
@@ -171,15 +182,16 @@ def _prune(config: DictConfig) -> float:
         }
         plan = make_plan(topology, kept)
         plan = replace(earlier.then(plan) if earlier else plan, model=network, data=served, about=about)
-        pruned = verified(evaluator.model, topology, kept)
-        evaluator.recover(pruned)
+        finetunes = bool(cfg.finetune.epochs and cfg.finetune.max_steps)
+        final = final_network(evaluator, kept, cfg.refit.sequential and not finetunes)
+        pruned = final.network
         images = data.test_dataloader()
         top1 = {"original": test_top1(original, images, device, "original")}
         top1["pruned"] = test_top1(pruned, images, device, "pruned")
         write = rank_zero_only(save_pruned)
         write(folder, pruned, plan)
         curve: Curve = []
-        if cfg.finetune.epochs and cfg.finetune.max_steps:
+        if finetunes:
             checkpoint = folder / "checkpoints" / "finetune.ckpt"
             teacher = original if cfg.finetune.distill else None
             curve = fit(pruned, data, cfg.finetune, "finetune", config, logger, checkpoint, teacher)
@@ -225,7 +237,8 @@ def _prune(config: DictConfig) -> float:
                 "budget_check": budget_check(
                     cost, [full_cost, int(cost_of(widths))], [deployed, pruned], example, device
                 ),
-                "levels": {"uniform": env.reward(task.uniform)},
+                "levels": {"uniform": env.reward(task.uniform)} | opened(env, evaluator.plans if task.plans else {}),
+                "weights": {"from": final.weights, "rewards": final.rewards},
                 "export": exported,
                 "reward": {"best_seen": module.best["reward"], "whole_split": whole},
                 "reward_top1_original": test_top1(original, data.val_dataloader(), device, "original, reward split"),
@@ -234,6 +247,8 @@ def _prune(config: DictConfig) -> float:
             }
             write_layers(folder / "layers.json", unpruned, planned_widths(unpruned, plan))
             write_json(folder / "results.json", results)
+            if evaluator.curves:
+                write_json(folder / "curves.json", curves(topology, evaluator.curves, evaluator.plans, widths))
             report = write_report(folder)
             log_run(logger, folder, f"{spec.name}-{data.name}", [f"{cost.name}-{cfg.budget:g}"])
     if module.global_rank == 0:  # behind what the loggers say when they close

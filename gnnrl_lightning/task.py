@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from gnnrl_lightning.reconstruction.reconstruction import Reconstruction
 from gnnrl_lightning.topology import Topology
 
 Cost = Callable[[Tensor], Tensor]
@@ -21,6 +22,8 @@ class Task:
         allowed: The most that a network may cost.
         uniform: The widths within the budget that remove the same fraction of every group, [G].
         scores: The importance of every channel, one tensor [width] a group; known when the search begins.
+        reconstruction: What is known in closed form of the network, taken when first asked for; None without images.
+        plans: The few widths [G] that the error curves suggest, by name; None where the search begins elsewhere.
         episodes: How many networks may be proposed, by each rank where there are several; None where nobody says.
     """
 
@@ -30,3 +33,5 @@ class Task:
     uniform: Tensor
     scores: Callable[[], list[Tensor]]
     episodes: int | None = None
+    reconstruction: Reconstruction | None = None
+    plans: Callable[[], dict[str, Tensor]] | None = None

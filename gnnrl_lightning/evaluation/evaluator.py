@@ -1,5 +1,6 @@
 """From widths to a reward: importance, surgery, recovery, accuracy on the reward split."""
 
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -11,6 +12,7 @@ from gnnrl_lightning.data.preprocessing import HeldImages
 from gnnrl_lightning.models.layout import to_fastest_layout
 from gnnrl_lightning.pruning.importance.ranking import Importance
 from gnnrl_lightning.pruning.verify import Removal
+from gnnrl_lightning.reconstruction.allocation import closed_form_plans
 from gnnrl_lightning.task import Task
 
 
@@ -93,7 +95,7 @@ class Evaluator:
         self.device = device
         # No float16: its range is too narrow for the gradients of a recovery that trains, and nothing scales them here.
         self.bfloat16 = precision == "bf16-mixed"
-        self.topology = task.topology
+        self.task, self.topology = task, task.topology
         self.remove = remove
         self.recovery = recovery
         self.batch_size = batch_size
@@ -106,14 +108,35 @@ class Evaluator:
         self._said = None if unpruned is None else self._said_by(unpruned.to(device), reward[0])
         self.ranking = importance(self.model, task, *self._first(importance.images))
         self.model = self.ranking.model or self.model
+        self.reconstruction = task.reconstruction and task.reconstruction.of(self.model)
+        if self.reconstruction is not None and self.reconstruction.settings.enabled:
+            _ = self.reconstruction.statistics  # now, while there is no other progress bar
 
     def kept(self, widths: Tensor) -> list[list[int]]:
         """The channels of each group that stay at these widths, [G]."""
         return self.ranking.kept(widths)
 
+    @cached_property
+    def curves(self) -> list[Tensor]:
+        """What each group's readers lose at widths 0 to all, [width + 1]; nothing where nobody asks for it."""
+        if self.reconstruction is None:
+            return []
+        return self.reconstruction.curves(self.ranking.orders)
+
+    @cached_property
+    def plans(self) -> dict[str, Tensor]:
+        """The few widths [G] that the error curves suggest, by name."""
+        task = self.task
+        return closed_form_plans(self.topology, self.curves, task.cost, task.allowed, task.uniform)
+
+    def values(self, kept: list[list[int]]) -> dict[str, Tensor]:
+        """What is refitted to these channels, by name, full size; nothing where weights are only cut."""
+        return {} if self.reconstruction is None else self.reconstruction.values(kept)
+
     def network(self, widths: Tensor) -> nn.Module:
-        """The pruned and recovered network of widths [G], in eval mode."""
-        network = self.remove(self.model, self.topology, self.kept(widths))
+        """The pruned, refitted and recovered network of widths [G], in eval mode."""
+        kept = self.kept(widths)
+        network = self.remove(self.model, self.topology, kept, self.values(kept))
         self.recover(network)
         return network.eval()
 
@@ -145,11 +168,18 @@ class Evaluator:
         """Reward of widths [G] on the whole reward split: for the few finalists."""
         return self._reward_on(len(self._reward[1]), widths)
 
+    def reward_of(self, network: nn.Module) -> float:
+        """Reward of a finished network on the whole reward split."""
+        return self._judge(network, len(self._reward[1]))
+
     def _reward_on(self, count: int, widths: Tensor) -> float:
-        images, labels = self._reward
         # No cache: a recovery that trains would go on with the weights of its first step.
         with torch.autocast(self.device.type, torch.bfloat16, self.bfloat16, cache_enabled=False):
-            network = self.network(widths)
+            return self._judge(self.network(widths), count)
+
+    def _judge(self, network: nn.Module, count: int) -> float:
+        images, labels = self._reward
+        with torch.autocast(self.device.type, torch.bfloat16, self.bfloat16, cache_enabled=False):
             if self._said is not None:
                 mine = log_probabilities(network, images, count, self.batch_size)
                 return -divergence(self._said[:count], mine)

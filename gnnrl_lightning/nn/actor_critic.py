@@ -49,7 +49,7 @@ class ActorCritic(nn.Module):
         self.register_buffer("membership", writers / writers.sum(1, keepdim=True).clamp(min=1), persistent=False)
         layers = coupled_layers(encoder.graph)
         odds = initial_ratio / (1 - initial_ratio) * (layers / 2).clamp(min=1) ** -coupling
-        self.register_buffer("initial_mean", odds.log(), persistent=False)
+        self.register_buffer("initial_mean", odds.log())
         mixed = (1 - correlation) * torch.eye(groups) + correlation * similarity(encoder.graph)
         self.register_buffer("cholesky", torch.linalg.cholesky(mixed), persistent=False)
 

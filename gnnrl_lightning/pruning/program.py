@@ -14,6 +14,8 @@ Layer = Callable[[Tensor], Any]
 """An operation as a function of the activation whose channels it reads."""
 Read = Callable[[fx.Node, Tensor, Layer], Any]
 """Computes an operation that reads channels: its node, the activation that they are of, and the operation itself."""
+Restricted = Callable[[fx.Node, Mapping[fx.Node, Any]], Tensor]
+"""Computes an operation that normalises or reduces over channels: its node, and the results so far."""
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -54,7 +56,7 @@ def run(
     topology: Topology,
     images: Tensor,
     read: Read,
-    restricted: Callable[[fx.Node, Mapping[fx.Node, Any]], Tensor] | None = None,
+    restricted: Restricted | None = None,
 ) -> list[Any]:
     """Runs a network, and lets the caller have a hand in whatever reads channels.
 
@@ -68,30 +70,63 @@ def run(
     Returns:
         The network's outputs, flat.
     """
-    labels, program = topology.labels, topology.program
-    # A forward may count in its buffers: in copies, not in the model's own.
-    tensors = {name: value if name in program.parameters else value.clone() for name, value in tensors.items()}
-    values: dict[fx.Node, Any] = {}
-    last_use = {source: node for node in program.graph.nodes for source in node.all_input_nodes}
-    for node in program.graph.nodes:
+    walk = Walk(tensors, topology, images)
+    for node in topology.program.graph.nodes:
         if node.op == "output":
-            return [values[x] if isinstance(x, fx.Node) else x for x in pytree.tree_leaves(node.args)]
-        if node.name in labels.reads and isinstance(labels.outputs[node.all_input_nodes[0].name], Tensor):
+            return [walk.values[x] if isinstance(x, fx.Node) else x for x in pytree.tree_leaves(node.args)]
+        walk.step(node, read, restricted)
+    raise AssertionError("a program ends with its outputs")
+
+
+class Walk:
+    """A network that is run operation by operation.
+
+    Args:
+        tensors: Parameters and buffers by name, where the images are; folded tensors too, where they are not to be
+            computed.
+        topology: The network.
+        images: A batch of inputs, [N, ...].
+
+    Attributes:
+        values: Results of the operations so far, as long as a later one needs them.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], topology: Topology, images: Tensor):
+        self.topology, self.images = topology, images
+        parameters = topology.program.parameters
+        # A forward may count in its buffers: in copies, not in the model's own.
+        self._tensors = {name: value if name in parameters else value.clone() for name, value in tensors.items()}
+        self.values: dict[fx.Node, Any] = {}
+        self._last_use = {source: node for node in topology.program.graph.nodes for source in node.all_input_nodes}
+
+    def step(self, node: fx.Node, read: Read | None = None, restricted: Restricted | None = None) -> None:
+        """Computes one operation, the next in the program's order; see `run`."""
+        labels, values = self.topology.labels, self.values
+        if read is not None and self.reads(node):
             source = node.all_input_nodes[0]
 
-            def layer(x: Tensor, node: Any = node, source: fx.Node = source) -> Any:
+            def layer(x: Tensor) -> Any:
                 # What it is given as a value of its own: others may read the same activation.
-                return _result(node, {**values, source: x}, tensors, program, images)
+                return self._result(node, {**values, source: x})
 
             values[node] = read(node, values[source], layer)
         elif restricted is not None and node.name in labels.restricted:
             values[node] = restricted(node, values)
+        elif node.name in labels.folded and node.name in self._tensors:
+            values[node] = self._tensors[node.name]
         else:
-            values[node] = _result(node, values, tensors, program, images)
+            values[node] = self._result(node, values)
         for source in node.all_input_nodes:
-            if last_use[source] is node:
+            if self._last_use[source] is node:
                 del values[source]
-    raise AssertionError("a program ends with its outputs")
+
+    def reads(self, node: fx.Node) -> bool:
+        """Whether an operation sums over channels of an activation."""
+        labels = self.topology.labels
+        return node.name in labels.reads and isinstance(labels.outputs[node.all_input_nodes[0].name], Tensor)
+
+    def _result(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+        return _result(node, values, self._tensors, self.topology.program, self.images)
 
 
 @torch.no_grad()
@@ -107,6 +142,16 @@ def masked_output(tensors: Mapping[str, Tensor], topology: Topology, mask: Tenso
     Returns:
         The network's outputs, flat.
     """
+    return run(tensors, topology, images, *masked(topology, mask))
+
+
+def masked(topology: Topology, mask: Tensor) -> tuple[Read, Restricted]:
+    """How to run a network without some of its channels, all sizes as they are.
+
+    Args:
+        topology: The network.
+        mask: Which slots stay, [slots].
+    """
 
     def read(node: fx.Node, activation: Tensor, layer: Layer) -> Any:
         labels = topology.labels.outputs[node.all_input_nodes[0].name]
@@ -115,7 +160,7 @@ def masked_output(tensors: Mapping[str, Tensor], topology: Topology, mask: Tenso
     def restricted(node: fx.Node, values: Mapping[fx.Node, Any]) -> Tensor:
         return _restricted(node, values, topology, mask)
 
-    return run(tensors, topology, images, read, restricted)
+    return read, restricted
 
 
 def _restricted(node: Any, values: Mapping[fx.Node, Any], topology: Topology, mask: Tensor) -> Tensor:

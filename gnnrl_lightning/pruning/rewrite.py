@@ -4,7 +4,7 @@ The traced program holds every such number as a constant, and the labels say wha
 slice's ends, a split's sizes, a padding, a convolution's groups. `resize.py` has a rule for each of them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -23,7 +23,9 @@ ORIGIN = "gnnrl_lightning.origin"
 """In a node's `meta`: the name of the traced operation that it stands for."""
 
 
-def rewrite(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]) -> fx.GraphModule:
+def rewrite(
+    model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]], values: Mapping[str, Tensor] | None = None
+) -> fx.GraphModule:
     """Returns a smaller network as a `GraphModule` that computes what the traced program does.
 
     It trains, saves, loads and exports like any other, and takes any batch size that the original takes. Parameters
@@ -34,8 +36,9 @@ def rewrite(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]])
         model: The network that `topology` was traced from; unchanged.
         topology: Where the channels of each group lie.
         kept: The channels that stay, one list a group.
+        values: Full-size tensors to cut in place of the model's own or of folded ones, by name, such as `refit` gives.
     """
-    network = Rewriter(model, topology, topology.keep_mask(kept)).run()
+    network = Rewriter(model, topology, topology.keep_mask(kept), values or {}).run()
     network.meta[_MARK] = True
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in network.named_modules():
@@ -61,12 +64,14 @@ class Rewriter:
         model: The network with its tensors.
         topology: Its program and labels.
         mask: Which slots stay, [slots].
+        values: Tensors in place of the network's own, by name.
     """
 
-    def __init__(self, model: nn.Module, topology: Topology, mask: Tensor):
+    def __init__(self, model: nn.Module, topology: Topology, mask: Tensor, values: Mapping[str, Tensor]):
         self.model, self.topology, self.mask = model, topology, mask
         self.program = topology.program
         self.tensors = tensors_of(model)
+        self.values = values
         self._folded = folded_tensors(model, topology)
         self._constants = self._needed_constants()
         self._root: dict[str, Any] = {}
@@ -91,7 +96,8 @@ class Rewriter:
         if node.op == "placeholder":
             return self._placeholder(node)
         if node.name in self._folded:
-            value = cut(self._folded[node.name], node.name, self.topology, self.mask).detach().clone()
+            whole = self.values.get(node.name, self._folded[node.name])
+            value = cut(whole, node.name, self.topology, self.mask).detach().clone()
             sources = [self.tensors[name] for name in self.topology.labels.sources(node.name)]
             if any(isinstance(source, nn.Parameter) for source in sources):
                 value = nn.Parameter(value, any(source.requires_grad for source in sources))
@@ -123,7 +129,7 @@ class Rewriter:
     def pruned(self, name: str) -> Tensor:
         """A parameter or buffer without the removed channels."""
         original = self.tensors[name]
-        value = cut(original.detach(), name, self.topology, self.mask).clone()
+        value = cut(self.values.get(name, original).detach(), name, self.topology, self.mask).clone()
         return nn.Parameter(value, original.requires_grad) if isinstance(original, nn.Parameter) else value
 
     def attribute(self, name: str, value: Any) -> fx.Node:

@@ -1,27 +1,31 @@
 """Surgery: the network without the channels that a plan drops. One index selection per parameter dimension."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from gnnrl_lightning.pruning.program import cut
 from gnnrl_lightning.pruning.rewrite import unmark
 from gnnrl_lightning.topology import Topology
 
 
-def prune(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]) -> nn.Module:
+def prune(
+    model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]], values: Mapping[str, Tensor] | None = None
+) -> nn.Module:
     """Returns a smaller copy of a network: same class, same names, fewer channels.
 
     Args:
         model: The network that `topology` was traced from; unchanged.
         topology: Where the channels of each group lie.
         kept: The channels that stay, one list a group.
+        values: Full-size tensors to cut in place of the model's own, by name, such as `refit` gives.
     """
+    values = values or {}
     mask = topology.keep_mask(kept)
     small: dict[int, object] = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        value = cut(tensor.detach(), name, topology, mask)
+        value = cut(values.get(name, tensor).detach(), name, topology, mask)
         if value.data_ptr() == tensor.data_ptr():
             value = value.clone()
         small[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
@@ -35,7 +39,7 @@ def prune(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]) -
         if size.position is None:
             setattr(module, size.attribute, count)
         else:
-            values = list(getattr(module, size.attribute))
-            values[size.position] = count
-            setattr(module, size.attribute, tuple(values))
+            sizes = list(getattr(module, size.attribute))
+            sizes[size.position] = count
+            setattr(module, size.attribute, tuple(sizes))
     return pruned

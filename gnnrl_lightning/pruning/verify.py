@@ -3,8 +3,8 @@
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +20,28 @@ TOLERANCE = 1e-4
 _SMALL = 0.1
 """Scales and shifts that are all below this hide what they are multiplied with."""
 
-Removal = Callable[[nn.Module, Topology, Sequence[Sequence[int]]], nn.Module]
-"""Gives the network without the channels that are not kept: `prune` or `rewrite`."""
+
+class Removal(Protocol):
+    """Gives the network without the channels that are not kept: `prune` or `rewrite`."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        topology: Topology,
+        kept: Sequence[Sequence[int]],
+        values: Mapping[str, Tensor] | None = None,
+    ) -> nn.Module:
+        """See `prune`."""
+
 
 log = logging.getLogger(__name__)
 
 
-def verified(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]) -> nn.Module:
-    """As `apply_plan`, for channels that are already located."""
-    small, reasons = _attempt(model, topology, kept)
+def verified(
+    model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]], values: Mapping[str, Tensor] | None = None
+) -> nn.Module:
+    """As `apply_plan`, for channels that are already located; `values` as in `prune`."""
+    small, reasons = _attempt(model, topology, kept, values)
     if small is None:
         raise ValueError(
             f"{type(model).__name__} computes something else after pruning, by surgery ({reasons[0]}) and as a "
@@ -76,7 +89,9 @@ def provable(model: nn.Module, topology: Topology) -> tuple[Topology, Removal]:
     return topology, rewrite if is_rewritten(small) else prune
 
 
-def _attempt(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]) -> tuple[nn.Module | None, list[str]]:
+def _attempt(
+    model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]], values: Mapping[str, Tensor] | None = None
+) -> tuple[nn.Module | None, list[str]]:
     """The network by the first way that is right, and why the ways before it were not."""
     # More images than the trace had: what it took for a constant shows.
     shape = (topology.program.batch + 1, *topology.program.example_shape[1:])
@@ -119,7 +134,7 @@ def _attempt(model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]]
             # What only training computes, the trace does not show; the rewritten network is without it.
             trains = way is rewrite or _trains(small, images)
             if error <= TOLERANCE and (trains or not (topology.program.unused or _trains(probe, images))):
-                return small if probe is model else way(model, topology, kept), reasons
+                return small if probe is model and not values else way(model, topology, kept, values), reasons
             reasons.append("only eval() works" if error <= TOLERANCE else f"relative error {error:.1e}")
         except Exception as failure:  # whatever the user's forward raises once its channels are fewer
             reasons.append(_first_line(failure))

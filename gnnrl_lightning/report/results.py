@@ -6,9 +6,11 @@ from itertools import pairwise
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from torch import Tensor
 
 from gnnrl_lightning.pruning.apply import planned_widths
 from gnnrl_lightning.pruning.plan import PruningPlan
+from gnnrl_lightning.search.environment import PruningEnv
 from gnnrl_lightning.topology import Topology
 
 
@@ -37,6 +39,28 @@ def stages(topology: Topology, plan: PruningPlan, top1: dict[str, float], times:
             }
         )
     return rows
+
+
+def opened(env: PruningEnv, plans: dict[str, Tensor]) -> dict[str, float]:
+    """The best reward of the plans that a search opened with, as the level `closed_form`; nothing if it did not."""
+    rewards = [env.rewards[key] for widths in plans.values() if (key := tuple(widths.tolist())) in env.rewards]
+    return {"closed_form": max(rewards)} if rewards else {}
+
+
+def curves(topology: Topology, errors: list[Tensor], plans: dict[str, Tensor], widths: Tensor) -> dict[str, Any]:
+    """The error curves and what was made of them, as `curves.json` holds them.
+
+    Args:
+        topology: The channel groups.
+        errors: Error of each group at widths 0 to all, [width + 1].
+        plans: Widths [G] that these suggest, by name.
+        widths: The winner's, [G].
+    """
+    groups = [
+        {"name": group.name, "width": group.width, "kept": kept, "errors": [float(f"{x:.4g}") for x in curve.tolist()]}
+        for group, curve, kept in zip(topology.groups, errors, widths.tolist(), strict=True)
+    ]
+    return {"groups": groups, "plans": {name: plan.tolist() for name, plan in plans.items()}}
 
 
 def durations(clock: dict[str, float]) -> dict[str, float]:

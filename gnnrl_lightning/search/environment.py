@@ -88,11 +88,11 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         steps = (exact / self.divisors).round().long() * self.divisors
         return torch.where(kept >= 1, self.full_widths, steps.clamp(self.min_widths, self.full_widths))
 
-    def task(self, scores: Callable[[], list[Tensor]], episodes: int | None = None) -> Task:
-        """What agents and importances may know of it and of its search, see `Task`."""
+    def task(self, scores: Callable[[], list[Tensor]], episodes: int | None = None, **more: Any) -> Task:
+        """What agents and importances may know of it and of its search; the arguments are those of `Task`."""
         start = torch.ones_like(self._kept)
         uniform = self.advance(start, torch.full_like(start, BELOW_ONE), 0)[1][0]
-        return Task(self.topology, self.cost, self.allowed, uniform, scores, episodes)
+        return Task(self.topology, self.cost, self.allowed, uniform, scores, episodes, **more)
 
     def advance(self, kept: Tensor, ratios: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """One step of a batch of episodes.

@@ -39,6 +39,8 @@ class SearchModule(L.LightningModule):
         episodes: Episodes of the whole search, all ranks together.
         seed: Of the agent's draws; rank r draws from seed + r.
         settings: What the search was started with; a checkpoint of other settings is refused.
+        plans: Widths [G] by name to open with; the agent then begins at the best of them. None: it begins as its paper
+            says.
         grad_clip: Largest norm of the gradient of one step.
     """
 
@@ -49,6 +51,7 @@ class SearchModule(L.LightningModule):
         episodes: int,
         seed: int,
         settings: dict[str, Any],
+        plans: Callable[[], dict[str, Tensor]] | None = None,
         grad_clip: float = 0.5,
     ):
         super().__init__()
@@ -61,6 +64,7 @@ class SearchModule(L.LightningModule):
         self.episodes = episodes
         self.seed = seed
         self.settings = settings
+        self.plans = plans if hasattr(agent, "begin") else None
         self.grad_clip = grad_clip
         self.history: list[dict[str, Any]] = []
         self.on_reward: Callable[[], None] | None = None
@@ -93,9 +97,13 @@ class SearchModule(L.LightningModule):
             self._generator.set_state(self._generator_state[self.global_rank])
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """One iteration: roll out, evaluate, learn, log."""
+        """One iteration: roll out, evaluate, learn, log; before the first one, what the search opens with."""
         world = self.trainer.world_size
+        if self.plans is not None and not self.history:
+            self._open(self.plans())
         left = self.episodes - len(self.history)
+        if left <= 0:
+            return
         count = min(int(self.agent.episodes_per_iteration), -(-left // world))
         episodes, rows = self._roll_out(count)
         self._remember(rows)
@@ -155,23 +163,34 @@ class SearchModule(L.LightningModule):
         rows = []
         for index in range(count):
             last = int(active_steps[:, index].sum()) - 1
-            started = time.perf_counter()
-            known = tuple(widths[index].tolist()) in env.rewards
-            rewards[last, index] = reward = env.reward(widths[index])
-            rows.append(
-                {
-                    "steps": last + 1,
-                    "reward": reward,
-                    "cost": int(env.cost(widths[index])),
-                    "cached": int(known),
-                    "seconds": round(time.perf_counter() - started, 3),
-                    "widths": " ".join(map(str, widths[index].tolist())),
-                }
-            )
-            if self.on_reward is not None:
-                self.on_reward()
+            rows.append(self._evaluated(widths[index], last + 1))
+            rewards[last, index] = rows[-1]["reward"]
         episodes = Episodes(torch.stack(observations), torch.stack(ratios), active_steps, rewards, widths)
         return episodes, rows
+
+    def _open(self, plans: dict[str, Tensor]) -> None:
+        """Evaluates the plans, shared out among the ranks, and lets the agent begin at the best."""
+        first = list(plans.values())[: self.episodes]
+        mine = first[self.global_rank :: self.trainer.world_size]
+        self._remember([self._evaluated(widths, 1) for widths in mine])
+        begin: Any = self.agent.begin
+        begin(torch.tensor([int(w) for w in self.best["widths"].split()]) / self.env.full_widths.double())
+
+    def _evaluated(self, widths: Tensor, steps: int) -> dict[str, Any]:
+        """Takes a reward: a row of the history, but for its place there."""
+        started = time.perf_counter()
+        known = tuple(widths.tolist()) in self.env.rewards
+        row = {
+            "steps": steps,
+            "reward": self.env.reward(widths),
+            "cost": int(self.env.cost(widths)),
+            "cached": int(known),
+            "seconds": round(time.perf_counter() - started, 3),
+            "widths": " ".join(map(str, widths.tolist())),
+        }
+        if self.on_reward is not None:
+            self.on_reward()
+        return row
 
     def _remember(self, rows: list[dict[str, Any]]) -> None:
         """Appends the episodes of all ranks to the history, in the order of ranks.

@@ -1,11 +1,13 @@
 """Runs an agent's search under Lightning: a fresh one, or one that was stopped."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from gnnrl_lightning.config import SearchConfig
 from gnnrl_lightning.files import write_text
@@ -20,18 +22,24 @@ from gnnrl_lightning.search.progress import SearchProgress, SearchState
 log = logging.getLogger(__name__)
 
 _SHAPING = (
-    *("model", "data", "agent", "cost", "importance", "recovery", "budget", "plan", "weights", "seed"),
-    *("exclude", "reward_images", "reward", "reward_split", "max_steps", "min_keep", "divisor", "keep_ends"),
+    *("model", "data", "agent", "cost", "importance", "recovery", "refit", "start", "budget", "plan", "weights"),
+    *("seed", "exclude", "reward", "reward_split", "reward_images", "max_steps", "min_keep", "divisor", "keep_ends"),
     "trainer.precision",
 )
 """Settings that shape a search; a resumed one must have the same."""
 
 
 def run_agent(
-    config: DictConfig, cfg: SearchConfig, agent: Agent, env: PruningEnv, folder: Path, logger: list[Logger]
+    config: DictConfig,
+    cfg: SearchConfig,
+    agent: Agent,
+    env: PruningEnv,
+    folder: Path,
+    logger: list[Logger],
+    plans: Callable[[], dict[str, Tensor]] | None,
 ) -> SearchModule:
-    """Lets the agent search; goes on where an earlier run of this folder was stopped."""
-    module = SearchModule(agent, env, cfg.episodes, cfg.seed, _settings(config))
+    """Lets the agent search, from the best of these plans where it can; goes on where an earlier run was stopped."""
+    module = SearchModule(agent, env, cfg.episodes, cfg.seed, _settings(config), plans)
     state = SearchState(folder)
     trainer = build_trainer(
         config,
@@ -42,6 +50,8 @@ def run_agent(
         log_every_n_steps=1,
         precision="32-true",  # the agent is tiny, and its probability ratios want every bit
     )
+    if plans is not None and not hasattr(agent, "begin"):
+        log.info("agent=%s starts as its paper says: it cannot begin at a plan", type(agent).__name__)
     if state.found:
         log.info("resuming from %s", state.found)
     trainer.fit(module, ckpt_path=state.found, weights_only=True)

@@ -182,8 +182,8 @@ def test_what_neither_way_can_do_is_one_sentence_and_stays_whole(monkeypatch: py
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 5, 1), nn.Conv2d(5, 2, 1))
     topology = trace(model, torch.zeros(1, 3, 8, 8))
 
-    def mistaken(model: nn.Module, topology: Topology, kept: Any) -> nn.Module:
-        small = prune(model, topology, kept)
+    def mistaken(model: nn.Module, topology: Topology, kept: Any, values: Any = None) -> nn.Module:
+        small = prune(model, topology, kept, values)
         if small[2].out_channels < 6:  # type: ignore[index]
             small[2].weight.data.mul_(2)  # type: ignore[index]
         return small

@@ -17,13 +17,18 @@ class Ranking:
 
     Attributes:
         scores: One tensor of scores a group, [width]; higher is more important. All groups are on one scale.
-        choose: The channels of a group that stay, by its index and how many; None: those with the highest scores.
+        choose: The channels of a group that stay, by its index and how many; None: the last ones of `orders`.
         model: The network to remove channels from, where the importance has trained a copy; None: the one it was given.
     """
 
     scores: list[Tensor]
     choose: Callable[[int, int], list[int]] | None = None
     model: nn.Module | None = None
+
+    @property
+    def orders(self) -> list[Tensor]:
+        """The channels of each group as they go by their scores, the first one first, [width] each."""
+        return [torch.argsort(score, descending=True, stable=True).flip(0) for score in self.scores]
 
     def kept(self, widths: Tensor) -> list[list[int]]:
         """The channels of each group that stay at these widths, [G]; ascending."""

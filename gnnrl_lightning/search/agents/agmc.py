@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from gnnrl_lightning.config import require_whole
 from gnnrl_lightning.nn.message_passing import EdgeGCNConv
 from gnnrl_lightning.search.agents.protocol import Descend, Episodes
+from gnnrl_lightning.search.agents.start import DrawsNear
 from gnnrl_lightning.search.ddpg import DDPG, Heads, Replay, Transitions
 from gnnrl_lightning.task import Task
 from gnnrl_lightning.topology.hierarchy import EDGE_KINDS, HierarchicalGraph, hierarchical_graph
 
 
-class AGMCAgent(nn.Module):
+class AGMCAgent(DrawsNear):
     """Embeds the network's flat graph and decodes it group by group into states, each of which gets an action.
 
     Our reading: encoder and decoder learn with the actor and the critic, so that the replay memory holds what was done
@@ -45,7 +46,7 @@ class AGMCAgent(nn.Module):
         warmup_ratio: float,
         ddpg: dict,
     ):
-        super().__init__()
+        super().__init__(len(task.topology.groups))
         sizes = {"feature_size": feature_size, "embedding_size": embedding_size, "hidden_size": hidden_size}
         for name, value in (sizes | {"batch_size": batch_size, "replay_episodes": replay_episodes}).items():
             require_whole(f"agent.{name}", value, 1)
@@ -64,7 +65,9 @@ class AGMCAgent(nn.Module):
         if (observations < 1).any(1).all():
             return torch.full_like(observations, 1 - 1e-6)
         count, groups = observations.shape
-        if self.ddpg.warming_up:
+        if self.ddpg.warming_up and self.has_plan:
+            ratios = 1 - self.near(count, generator).to(observations)
+        elif self.ddpg.warming_up:
             ratios = self.warmup_ratio * torch.rand(count, groups, generator=generator).to(observations)
         else:
             walk, actions = self.ddpg.policy.start(count), []

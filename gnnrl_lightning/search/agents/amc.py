@@ -7,12 +7,13 @@ from torch import Tensor, nn
 
 from gnnrl_lightning.config import require_whole, require_within
 from gnnrl_lightning.search.agents.protocol import Descend, Episodes
+from gnnrl_lightning.search.agents.start import DrawsNear
 from gnnrl_lightning.search.ddpg import DDPG, Heads, Replay, Transitions
 from gnnrl_lightning.task import Task
 from gnnrl_lightning.topology.layer_features import layer_features
 
 
-class AMCAgent(nn.Module):
+class AMCAgent(DrawsNear):
     """Walks through the groups in the order of the network and decides what fraction each keeps.
 
     Our reading, where AMC has layers in a chain: a channel group is a layer, described by the layer that makes its
@@ -37,7 +38,7 @@ class AMCAgent(nn.Module):
     def __init__(
         self, task: Task, min_keep: float, hidden_size: int, batch_size: int, replay_episodes: int, ddpg: dict
     ):
-        super().__init__()
+        super().__init__(len(task.topology.groups))
         require_whole("agent.hidden_size", hidden_size, 1)
         require_whole("agent.batch_size", batch_size, 1)
         require_whole("agent.replay_episodes", replay_episodes, 1)
@@ -60,8 +61,11 @@ class AMCAgent(nn.Module):
         """Explored ratios of every group, decided one after the other, [B, G]."""
         now = (observations.cpu() * self.full).round().long()
         decided, previous = now.clone(), torch.ones(len(now))
+        near = self.near(len(now), generator) if self.has_plan and self.ddpg.warming_up else None
         for group in range(len(self.full)):
-            if self.ddpg.warming_up:
+            if near is not None:
+                action = near[:, group]
+            elif self.ddpg.warming_up:
                 action = torch.rand(len(now), generator=generator)
             else:
                 state = self._state(now, decided, previous, group).to(observations)

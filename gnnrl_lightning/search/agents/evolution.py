@@ -3,16 +3,17 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gnnrl_lightning.config import require_number, require_whole
 from gnnrl_lightning.search.agents.protocol import Descend, Episodes
+from gnnrl_lightning.search.agents.start import DrawsNear
 from gnnrl_lightning.task import Task
 
 _REDRAWS = 10
 
 
-class EvolutionAgent(nn.Module):
+class EvolutionAgent(DrawsNear):
     """Breeds networks from the best so far (Liu et al., "MetaPruning", ICCV 2019).
 
     A network's genes are its widths. The first generation is drawn at random (as the candidates of Li et al.,
@@ -21,6 +22,8 @@ class EvolutionAgent(nn.Module):
     Our reading: MetaPruning draws until a network is within the budget. Here the environment brings it there, and the
     widths that it arrived at become the genes, so that parents are networks that were really evaluated. A child that
     repeats a parent or a sibling is bred again, and drawn at random when that fails ten times.
+
+    Given a plan, the first generation and all new genes are drawn near it.
 
     Under DDP each rank breeds a population of its own; a checkpoint holds that of the first.
 
@@ -38,7 +41,7 @@ class EvolutionAgent(nn.Module):
     rewards: Tensor
 
     def __init__(self, task: Task, episodes_per_iteration: int, parents: int, mutation: float):
-        super().__init__()
+        super().__init__(len(task.topology.groups))
         require_whole("agent.episodes_per_iteration", episodes_per_iteration, 1)
         require_whole("agent.parents", parents, 2)
         require_number("agent.mutation", mutation, above=0, below=1)
@@ -96,7 +99,10 @@ class EvolutionAgent(nn.Module):
         return children
 
     def _draw(self, generator: torch.Generator) -> Tensor:
-        """Any allowed width of each group, all equally likely, [G]."""
+        """Any allowed width of each group, all equally likely; or widths near those of a plan, [G]."""
+        if self.has_plan:
+            wanted = self.near(1, generator)[0] * self._full
+            return torch.stack([c[(c - w).abs().argmin()] for c, w in zip(self._allowed, wanted, strict=True)])
         places = torch.rand(len(self._allowed), generator=generator).tolist()
         return torch.stack(
             [widths[int(place * len(widths))] for widths, place in zip(self._allowed, places, strict=True)]

@@ -12,6 +12,7 @@ from gnnrl_lightning.nn.actor_critic import ActorCritic
 from gnnrl_lightning.nn.encoder import GraphEncoder
 from gnnrl_lightning.resume import read_checkpoint
 from gnnrl_lightning.search.agents.protocol import Descend, Episodes
+from gnnrl_lightning.search.agents.start import SPREAD, as_logits
 from gnnrl_lightning.search.ppo import clipped_objective, generalized_advantage, standardize
 from gnnrl_lightning.task import Task
 from gnnrl_lightning.topology.hierarchy import hierarchical_graph
@@ -46,6 +47,7 @@ class GNNRLAgent(nn.Module):
     """
 
     std: Tensor
+    narrower: Tensor
 
     def __init__(
         self,
@@ -100,9 +102,16 @@ class GNNRLAgent(nn.Module):
         self.lr = lr
         self.offset_lr = offset_lr
         self.register_buffer("std", torch.tensor(float(action_std)))
+        self.register_buffer("narrower", torch.ones(()))
         slow = [p for p in self.parameters() if p.requires_grad and p is not self.policy.offset]
         groups = [{"params": slow, "lr": lr}, {"params": [self.policy.offset], "lr": offset_lr}]
         self._optimizer = torch.optim.Adam(groups, eps=1e-5)
+
+    def begin(self, kept: Tensor) -> None:
+        """The first policy's mean is a plan, and it explores near it."""
+        self.policy.initial_mean.copy_(as_logits(1 - kept))
+        self.narrower.fill_(min(1.0, SPREAD / self.stds[0]))
+        self.std.fill_(self.stds[0] * self.narrower)
 
     def propose(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """Samples ratios in (0, 1), [B, G]."""
@@ -138,7 +147,7 @@ class GNNRLAgent(nn.Module):
             critic_loss = F.mse_loss(values, returns)
             descend(metrics["loss"] + self.critic_coeff * critic_loss)
         first, last = self.stds
-        self.std.fill_(first * (last / first) ** progress)
+        self.std.fill_(self.narrower * first * (last / first) ** progress)
         return {
             "policy_loss": float(metrics["loss"].detach()),
             "value_loss": float(critic_loss.detach()),

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from gnnrl_lightning.config import require_whole
 from gnnrl_lightning.nn.encoder import GraphEncoder
 from gnnrl_lightning.search.agents.protocol import Descend, Episodes
+from gnnrl_lightning.search.agents.start import DrawsNear
 from gnnrl_lightning.search.ddpg import DDPG, Heads, Replay, Transitions
 from gnnrl_lightning.task import Task
 from gnnrl_lightning.topology.hierarchy import hierarchical_graph
 
 
-class GNNRLDDPGAgent(nn.Module):
+class GNNRLDDPGAgent(DrawsNear):
     """One action for all groups at once from the network's embedding, step by step until the budget is met.
 
     Our reading: the paper does not say how its ablation was set up. The encoder learns with the actor and the critic;
@@ -46,7 +47,7 @@ class GNNRLDDPGAgent(nn.Module):
         warmup_ratio: float,
         ddpg: dict,
     ):
-        super().__init__()
+        super().__init__(len(task.topology.groups))
         sizes = {"hidden_size": hidden_size, "batch_size": batch_size, "replay_size": replay_size}
         for name, value in (sizes | {"updates_per_episode": updates_per_episode}).items():
             require_whole(f"agent.{name}", value, 1)
@@ -63,6 +64,8 @@ class GNNRLDDPGAgent(nn.Module):
 
     def propose(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """Explored ratios, [B, G]."""
+        if self.ddpg.warming_up and self.has_plan:
+            return 1 - self.near(len(observations), generator).to(observations)
         if self.ddpg.warming_up:
             return self.warmup_ratio * torch.rand(observations.shape, generator=generator).to(observations)
         policy = self.ddpg.policy

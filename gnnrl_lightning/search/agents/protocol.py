@@ -38,7 +38,11 @@ class Episodes:
 
 
 class Agent(Protocol):
-    """An agent knows its task and nothing of images, of pruning or of what the environment does inside."""
+    """An agent knows its task and nothing of images, of pruning or of what the environment does inside.
+
+    One that can start from a plan has a method `begin(kept)`, which is called once, before its first proposal, with the
+    fraction [G] that each group keeps in the best plan known so far. What it sets must be in the agent's state.
+    """
 
     episodes_per_iteration: int
     """Episodes between two calls of `learn`, on each rank."""

@@ -1,24 +1,25 @@
 """The random baseline."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gnnrl_lightning.config import require_whole
 from gnnrl_lightning.search.agents.protocol import Descend, Episodes
+from gnnrl_lightning.search.agents.start import DrawsNear
 from gnnrl_lightning.task import Task
 
 
-class RandomAgent(nn.Module):
-    """Draws every group's ratio from U(0, max_ratio), each time anew.
+class RandomAgent(DrawsNear):
+    """Draws every group's ratio from U(0, max_ratio), each time anew; or near a plan that it is given.
 
     Args:
-        task: The search; of no interest.
+        task: The network's groups.
         max_ratio: In (0, 1].
         episodes_per_iteration: Episodes between two checkpoints.
     """
 
     def __init__(self, task: Task, max_ratio: float = 1.0, episodes_per_iteration: int = 16):
-        super().__init__()
+        super().__init__(len(task.topology.groups))
         if not 0 < max_ratio <= 1:
             raise ValueError(f"agent.max_ratio={max_ratio} must be in (0, 1].")
         require_whole("agent.episodes_per_iteration", episodes_per_iteration, 1)
@@ -26,7 +27,11 @@ class RandomAgent(nn.Module):
         self.episodes_per_iteration = episodes_per_iteration
 
     def propose(self, observations: Tensor, generator: torch.Generator) -> Tensor:
-        """Independent uniform ratios."""
+        """Independent uniform ratios; or ratios near those of a plan, from the whole network."""
+        whole = (observations >= 1).all(1, keepdim=True)
+        if self.has_plan:
+            drawn = 1 - self.near(len(observations), generator).to(observations)
+            return torch.where(whole, drawn, 1 - 1e-6)
         return self.max_ratio * torch.rand(observations.shape, generator=generator).to(observations)
 
     def learn(

@@ -1,0 +1,328 @@
+"""Statistics of the readers: what they read, and how much the network's scores feel an error of what they give.
+
+Taken once, on the unpruned network and training images without labels. Of every reader (x its input, y = W x + b):
+
+* the moments G = E[x xᵀ] and E[x] over sampled output positions;
+* the sensitivity S = E[Σ g gᵀ], g the gradient of the scores with respect to y, summed over positions: an error δy that
+  is independent from position to position moves the centred scores of an image by tr(S E[δy δyᵀ]) in the mean square.
+
+The scores are projected on random signs, so one backward pass gives one sample of S for each image, and S follows every
+shortcut and every layer behind.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import Tensor, fx, nn
+
+from gnnrl_lightning.data.preprocessing import HeldImages
+from gnnrl_lightning.pruning.program import Layer, folded_tensors, run, tensors_of
+from gnnrl_lightning.reconstruction.readers import Layout, Reader, find_readers
+from gnnrl_lightning.topology import Topology
+from gnnrl_lightning.topology.labels import once
+from gnnrl_lightning.topology.trace import shape_of
+
+log = logging.getLogger(__name__)
+
+FEWEST = 2.0
+"""Samples for each unknown below which a solution is worse than none."""
+GIB = 2**30
+_SENSITIVITY_IMAGES = 256
+_LARGEST_BATCH = 64
+_SKETCH = 4
+"""Where a layer has very many rows, S is summed over so many random combinations of the positions of each image."""
+_EXACT_ROWS = _SKETCH * _SENSITIVITY_IMAGES
+
+
+@dataclass
+class Moments:
+    """What is known of one reader.
+
+    Where a weight has so many columns that their moments would not fit into memory, or images do not give enough
+    samples to solve for them, the moments are those of the channels: the mean over taps of E[x_t x_tᵀ].
+
+    Attributes:
+        reader: The weight.
+        gram: Second moments of the columns, about their mean where something behind can take a change of the mean;
+            float64 [blocks, D, D] with D = channels · taps, or D = channels where `mixed`.
+        mean: First moments, float64 [blocks, channels, taps].
+        sensitivity: A factor F of S = Fᵀ F, float64 [blocks, k, rows].
+        mixed: Whether the moments are those of channels.
+        samples: Positions that they were taken from.
+        solvable: Whether these are enough to solve for new weights.
+    """
+
+    reader: Reader
+    gram: Tensor
+    mean: Tensor
+    sensitivity: Tensor
+    mixed: bool
+    samples: int
+    solvable: bool
+
+    def flat(self, matrix: Tensor) -> Tensor:
+        """A weight [blocks, rows, channels, taps] as [blocks, R, D]: taps are rows of their own where mixed."""
+        return matrix.transpose(2, 3).flatten(1, 2) if self.mixed else matrix.flatten(2)
+
+    def unflat(self, flat: Tensor) -> Tensor:
+        """The inverse of `flat`."""
+        if self.mixed:
+            return flat.unflatten(1, (self.reader.rows, self.reader.taps)).transpose(2, 3)
+        return flat.unflatten(2, (self.reader.channels, self.reader.taps))
+
+    def rows(self, inputs: Tensor) -> Tensor:
+        """Inputs [blocks, positions, channels, taps] as [blocks, N, D], one row a sample: each tap where mixed."""
+        return inputs.transpose(2, 3).flatten(1, 2) if self.mixed else inputs.flatten(2)
+
+    def columns(self, channels: Tensor) -> Tensor:
+        """Columns of channels [..., k] of a block, [..., k · taps]; the channels themselves where mixed."""
+        if self.mixed or self.reader.taps == 1:
+            return channels
+        taps = torch.arange(self.reader.taps, device=channels.device)
+        return (channels.unsqueeze(-1) * self.reader.taps + taps).flatten(-2)
+
+
+@dataclass
+class Statistics:
+    """Statistics of all readers of a network.
+
+    Attributes:
+        moments: One entry a reader, in the order of the network.
+        tensors: Parameters, buffers and folded tensors of the network, by name.
+        gates: What the scores lose by each channel in operations without a rule, to first order: E[(∂z/∂m)²] of a gate
+            m on the channel, [slots].
+        unruled: Those operations: they keep their weights.
+    """
+
+    moments: list[Moments]
+    tensors: dict[str, Tensor]
+    gates: Tensor
+    unruled: list[str]
+
+
+@torch.no_grad()
+def collect(
+    model: nn.Module,
+    topology: Topology,
+    images: HeldImages,
+    samples: float,
+    memory_gb: float,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+    share: tuple[int, int] = (0, 1),
+) -> Statistics:
+    """Takes the statistics of all readers of prunable channels.
+
+    Args:
+        model: The trained network, in eval mode; unchanged.
+        topology: Its channel groups.
+        images: Training images, where the model is; no labels.
+        samples: Samples for each column of a weight, where the images have so many positions.
+        memory_gb: Memory that moments and activations may take, in GiB.
+        reduce: Sums a tensor over all ranks, in place; None where there is one.
+        share: This rank and how many there are: each looks at a part of the images.
+
+    Raises:
+        ValueError: If a weight is not finite, or the memory is not enough for a single image, with what is needed.
+    """
+    tensors = {name: value.detach() for name, value in tensors_of(model).items()}
+    _require_finite(tensors)
+    readers, unruled = find_readers(topology)
+    sizes = _activation_bytes(topology)
+    batch = _batch_size(sizes, memory_gb, len(images))
+    taking = _Taking(topology, readers, unruled, images, samples, memory_gb)
+    starts = list(range(0, len(images), batch))
+    for index in track(range(share[0], len(starts), share[1]), "statistics of the readers", transient=True):
+        part = images[starts[index] : starts[index] + batch]
+        taking.look(tensors, part, index, starts[index])
+    found = taking.finish(tensors | folded_tensors(model, topology), reduce or (lambda value: value))
+    _report(found)
+    return found
+
+
+class _Taking:
+    """Sums that grow with every batch."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        readers: list[Reader],
+        unruled: list[str],
+        images: HeldImages,
+        samples: float,
+        memory_gb: float,
+    ):
+        self.topology, self.readers, self.unruled = topology, readers, unruled
+        self.device = images.pixels.device
+        self.images, self.samples, self.memory = len(images), samples, memory_gb * GIB
+        self.of_node = {node: reader for reader in readers for node in reader.layouts}
+        self.sums: dict[str, dict[str, Tensor]] = {}
+        self.mixed: dict[str, bool] = {}
+        self.gates = torch.zeros(len(topology.group_of_slot), dtype=torch.float64, device=self.device)
+        self.looked = torch.zeros(1, dtype=torch.float64, device=self.device)
+
+    def look(self, tensors: Mapping[str, Tensor], images: Tensor, index: int, first: int) -> None:
+        """Runs a batch, number `index` and from image `first` on, and some batches back again."""
+        backward = first < _SENSITIVITY_IMAGES
+
+        def read(node: fx.Node, activation: Tensor, layer: Layer) -> Any:
+            reader = self.of_node.get(node.name)
+            if reader is not None:
+                # Seeded by place and batch, so that samples do not depend on how many ranks share the batches.
+                generator = torch.Generator().manual_seed(hash((index, list(self.of_node).index(node.name))))
+                self._add_moments(reader, reader.layouts[node.name], activation.detach(), len(images), generator)
+            result = layer(activation)
+            if backward and reader is not None:
+                layout = reader.layouts[node.name]
+                result.register_hook(lambda gradient: self._add_sensitivity(reader, layout, gradient, first))
+            elif backward and node.name in self.unruled and activation.requires_grad:
+                kept = activation.detach()
+                activation.register_hook(lambda gradient: self._add_gates(node, kept * gradient))
+            return result
+
+        if not backward:
+            run(tensors, self.topology, images, read)
+            return
+        with torch.enable_grad():
+            outputs = run(tensors, self.topology, images.requires_grad_(), read)
+            generator = torch.Generator().manual_seed(index)
+            total = sum((_projected(y, generator) for y in outputs if _scores(y)), torch.zeros((), device=self.device))
+            total.backward()
+        self.looked += len(images)
+
+    def _add_moments(self, reader: Reader, layout: Layout, x: Tensor, images: int, generator: torch.Generator) -> None:
+        if reader.weight not in self.sums:
+            self._begin(reader, layout.positions(x) * self.images // images)
+        sums, mixed = self.sums[reader.weight], self.mixed[reader.weight]
+        unknowns = reader.channels if mixed else reader.columns
+        count = math.ceil(self.samples * unknowns * images / self.images)
+        inputs = layout.inputs(x, layout.sample(x, count, generator)).double()  # [blocks, positions, channels, taps]
+        sums["mean"] += inputs.sum(1)
+        sums["samples"] += inputs.shape[1]
+        columns = inputs.transpose(2, 3).flatten(1, 2) if mixed else inputs.flatten(2)
+        sums["gram"].baddbmm_(columns.transpose(1, 2), columns)
+
+    def _begin(self, reader: Reader, positions: int) -> None:
+        """Decides once whether the moments are those of columns or, where these are too many, of channels."""
+        columns = reader.columns
+        too_large = 8 * reader.blocks * columns**2 > self.memory / 4
+        self.mixed[reader.weight] = mixed = reader.taps > 1 and (too_large or positions < FEWEST * columns)
+        size = reader.channels if mixed else columns
+        needed = 8 * reader.blocks * size**2
+        held = sum(value.numel() * 8 for sums in self.sums.values() for value in sums.values())
+        if held + needed > self.memory:
+            raise ValueError(
+                f"refit.memory_gb={self.memory / GIB:g} is not enough: the moments of {reader.weight} alone take "
+                f"{needed / GIB:.2g} GiB beside {held / GIB:.2g} GiB of the layers before; raise refit.memory_gb, "
+                f"or refit.enabled=false."
+            )
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=self.device)
+
+        self.sums[reader.weight] = {
+            "gram": zeros(reader.blocks, size, size),
+            "mean": zeros(reader.blocks, reader.channels, reader.taps),
+            "sensitivity": zeros(reader.blocks, min(reader.rows, _EXACT_ROWS), reader.rows),
+            "samples": zeros(1),
+        }
+
+    def _add_sensitivity(self, reader: Reader, layout: Layout, gradient: Tensor, first: int) -> None:
+        rows, total = layout.outputs(gradient.detach()).double(), self.sums[reader.weight]["sensitivity"]
+        if reader.rows <= _EXACT_ROWS:
+            total.baddbmm_(rows.transpose(1, 2), rows)
+            return
+        # Signed sums of positions: on average their products are those of the positions themselves.
+        generator = torch.Generator().manual_seed(first)
+        count = _SKETCH * min(len(gradient), _SENSITIVITY_IMAGES - first)
+        place = torch.randint(count, (rows.shape[1],), generator=generator) + _SKETCH * first
+        signs = torch.randint(0, 2, (rows.shape[1], 1), generator=generator) * 2.0 - 1
+        total.index_add_(1, place.to(self.device), rows * signs.to(rows))
+
+    def _add_gates(self, node: fx.Node, change: Tensor) -> None:
+        """Random signs make images independent: the square of their sum is on average the sum of their squares."""
+        labels = self.topology.labels.outputs[node.all_input_nodes[0].name]
+        slots = self.topology.slots_of(once(labels))
+        change = change.sum([d for d, size in enumerate(slots.shape) if size == 1], keepdim=True).double()
+        slots = slots.expand(change.shape).flatten().to(self.device)
+        owned = slots >= 0
+        total = torch.zeros_like(self.gates).index_add_(0, slots[owned], change.flatten()[owned])
+        self.gates += total.square()
+
+    def finish(self, tensors: dict[str, Tensor], reduce: Callable[[Tensor], Tensor]) -> Statistics:
+        """Means over all images of all ranks."""
+        looked = reduce(self.looked)
+        moments = []
+        for reader in self.readers:
+            sums = {name: reduce(value) for name, value in self.sums[reader.weight].items()}
+            samples, mixed = int(sums["samples"]), self.mixed[reader.weight]
+            rows = samples * (reader.taps if mixed else 1)
+            mean, gram = sums["mean"] / samples, sums["gram"] / rows
+            if reader.centred:
+                average = mean.mean(2) if mixed else mean.flatten(1)
+                gram -= average.unsqueeze(2) * average.unsqueeze(1)
+            solvable = rows >= FEWEST * gram.shape[-1]
+            sensitivity = sums["sensitivity"] / looked.sqrt()
+            if reader.rows <= _EXACT_ROWS:
+                sensitivity = _root(sums["sensitivity"] / looked)
+            moments.append(Moments(reader, gram, mean, sensitivity, mixed, samples, solvable))
+        return Statistics(moments, tensors, (reduce(self.gates) / looked).cpu(), self.unruled)
+
+
+def _root(matrix: Tensor) -> Tensor:
+    """F with Fᵀ F = matrix, for symmetric matrices [blocks, n, n] without negative eigenvalues."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return values.clamp(min=0).sqrt().unsqueeze(2) * vectors.mT
+
+
+def _scores(output: Any) -> bool:
+    return isinstance(output, Tensor) and output.requires_grad
+
+
+def _projected(scores: Tensor, generator: torch.Generator) -> Tensor:
+    """A sum of an output's values with random signs; of classes about their mean, since what all have means nothing."""
+    signs = torch.randint(0, 2, scores.shape, generator=generator).to(scores) * 2 - 1
+    if scores.dim() == 2:
+        signs = signs - signs.mean(1, keepdim=True)
+    return (signs * scores).sum()
+
+
+def _require_finite(tensors: Mapping[str, Tensor]) -> None:
+    for name, value in tensors.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{name} of the network has values that are not finite; load other weights.")
+
+
+def _activation_bytes(topology: Topology) -> int:
+    """What a forward pass of one image keeps for the way back, at most."""
+    values = (node.meta.get("val") for node in topology.program.graph.nodes if node.op == "call_function")
+    return sum(4 * shape_of(value).numel() for value in values if isinstance(value, Tensor)) // topology.program.batch
+
+
+def _batch_size(bytes_an_image: int, memory_gb: float, images: int) -> int:
+    most = int(memory_gb * GIB / 2 // max(bytes_an_image, 1))
+    if most < 1:
+        raise ValueError(
+            f"refit.memory_gb={memory_gb:g} is not enough for the activations of one image, which take "
+            f"{bytes_an_image / GIB:.2g} GiB; give refit.memory_gb={math.ceil(2 * bytes_an_image / GIB)}, or "
+            f"refit.enabled=false."
+        )
+    return min(most, _LARGEST_BATCH, images)
+
+
+def _report(found: Statistics) -> None:
+    """Says once what is not solved in full."""
+    for wanted, what in ((True, "one mix of channels for all taps of"), (False, "the weights as they are in")):
+        names = [
+            each.reader.weight
+            for each in found.moments
+            if each.solvable == wanted and (each.mixed or not each.solvable)
+        ]
+        if names:
+            log.info("refit: too few samples or too much memory for more than %s %s", what, ", ".join(names))
+    if found.unruled:
+        log.info("refit: no rule for %s; their weights stay as they are", ", ".join(found.unruled))
