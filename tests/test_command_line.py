@@ -80,7 +80,7 @@ def test_the_network_of_a_run_is_what_the_report_says(finished: tuple[Path, Outc
 def more(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Outcome]]:
     """Other things to do, in one process."""
     folder = tmp_path_factory.mktemp("more")
-    quick = [*tiny, "episodes=2"]
+    quick = [*tiny, "episodes=2", "start=paper"]
     lines = [
         ["search.py", "-m", *quick, "budget=0.3,0.7", f"hydra.sweep.dir={folder}/sweep", "logger=none"],
         ["search.py", *quick, "logger=wandb", f"hydra.run.dir={folder}/wandb", "agent=random"],

@@ -59,7 +59,7 @@ SWEEP = yaml.safe_load((ROOT / "conf" / "wandb_sweep.yaml").read_text())
 def runs(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Outcome]]:
     """Runs with W&B, in one process: a sweep of two searches whose first fails, what follows the second, and others."""
     folder = tmp_path_factory.mktemp("tracking")
-    quick = [*tiny, "episodes=6", "logger=wandb"]
+    quick = [*tiny, "episodes=6", "start=paper", "logger=wandb"]
     train = ["train.py", f"plan={folder}/sweep/1/plan.json", "fit.max_steps=1", "trainer=cpu", "logger=wandb"]
     lines = {
         "sweep": ["search.py", "-m", *quick, "seed=1,2", "logger.wandb.tags=[paper]"],

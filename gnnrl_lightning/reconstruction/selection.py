@@ -35,6 +35,11 @@ class _Refitted:
     energy: Tensor
     size: int
 
+    @property
+    def elements(self) -> int:
+        """Elements of a block that the removal of a channel touches."""
+        return self.inverse[0].numel()
+
     def copy(self) -> "_Refitted":
         return _Refitted(self.inverse.clone(), self.energy.clone(), self.size)
 
@@ -86,6 +91,11 @@ class _AsIs:
     """
 
     products: Tensor
+
+    @property
+    def elements(self) -> int:
+        """Elements that the removal of a channel touches."""
+        return self.products.numel()
 
     def copy(self) -> "_AsIs":
         return self
@@ -150,7 +160,7 @@ class Selection:
         """The channels of a group as they go, the first one first, [width]."""
         width = self.topology.groups[group].width
         parts = [part.copy() for part in self._parts[group]]
-        size = max((part.inverse[0].numel() for part in parts if isinstance(part, _Refitted)), default=0)
+        size = max((part.elements for part in parts), default=0)
         rounds = width if width * size <= _EXACT else _ROUNDS
         gone: list[int] = []
         left = torch.ones(width, dtype=torch.bool)

@@ -101,24 +101,27 @@ class SearchModule(L.LightningModule):
         world = self.trainer.world_size
         if self.plans is not None and not self.history:
             self._open(self.plans())
-        left = self.episodes - len(self.history)
-        if left <= 0:
-            return
-        count = min(int(self.agent.episodes_per_iteration), -(-left // world))
-        episodes, rows = self._roll_out(count)
-        self._remember(rows)
+        count = min(int(self.agent.episodes_per_iteration), -(-(self.episodes - len(self.history)) // world))
         assert self._generator is not None
-        started = time.perf_counter()
-        metrics = self.agent.learn(episodes, len(self.history) / self.episodes, self._generator, self._descend)
+        metrics: dict[str, float] = {}
+        if count > 0:
+            episodes, rows = self._roll_out(count)
+            self._remember(rows)
+            started = time.perf_counter()
+            progress = len(self.history) / self.episodes
+            metrics = {
+                f"losses/{name}": value
+                for name, value in self.agent.learn(episodes, progress, self._generator, self._descend).items()
+            }
+            metrics["seconds/learn"] = time.perf_counter() - started
+            metrics["search/reward_mean"] = sum(row["reward"] for row in rows) / len(rows)
         best = self.best
         self.log_dict(
             {
-                **{f"losses/{name}": value for name, value in metrics.items()},
-                "seconds/learn": time.perf_counter() - started,
+                **metrics,
                 "search/episode": float(len(self.history)),
                 "search/best_reward": best["reward"],
                 "search/best_cost_ratio": best["cost_ratio"],
-                "search/reward_mean": sum(row["reward"] for row in rows) / len(rows),
             }
         )
 
