@@ -11,10 +11,8 @@ mixes channels.
 import torch
 from torch import Tensor
 
-from gnnrl_lightning.reconstruction.statistics import Moments, Statistics
-
-RIDGE = 1e-6
-"""λ over the mean of G's diagonal."""
+from gnnrl_lightning.reconstruction.moments import Moments, scattered, taken_up
+from gnnrl_lightning.reconstruction.statistics import Statistics
 
 
 @torch.no_grad()
@@ -39,8 +37,8 @@ def refit(statistics: Statistics, mask: Tensor) -> dict[str, Tensor]:
         matrix = reader.layout.matrix(old).double()
         kept, gone = (columns_of(moments, each).to(old.device) for each in (stays, ~stays))
         new = moments.flat(matrix).clone()
-        if moments.solvable:
-            new += scattered(taken_up(moments.gram, new, kept, gone), kept, new.shape)
+        if moments.ridge is not None:
+            new += scattered(taken_up(moments.gram, new, kept, gone, moments.ridge), kept, new.shape)
         new.scatter_(2, gone.unsqueeze(1).expand(-1, new.shape[1], -1), 0.0)
         new = moments.unflat(new)
         if not new.isfinite().all():
@@ -54,35 +52,7 @@ def refit(statistics: Statistics, mask: Tensor) -> dict[str, Tensor]:
     return changed
 
 
-def taken_up(gram: Tensor, weight: Tensor, kept: Tensor, gone: Tensor) -> Tensor:
-    """What the columns that stay take over, W_R G_RP (G_PP + λ I)⁻¹, [blocks, R, kept].
-
-    Args:
-        gram: Moments, [blocks, D, D].
-        weight: [blocks, R, D].
-        kept: Columns that stay, [blocks, kept].
-        gone: Columns that go, [blocks, gone].
-    """
-    rows = gram.gather(1, kept.unsqueeze(2).expand(-1, -1, gram.shape[2]))  # [blocks, kept, D]
-    inner = rows.gather(2, kept.unsqueeze(1).expand(-1, kept.shape[1], -1))
-    across = rows.gather(2, gone.unsqueeze(1).expand(-1, kept.shape[1], -1))
-    lost = weight.gather(2, gone.unsqueeze(1).expand(-1, weight.shape[1], -1))
-    factor = torch.linalg.cholesky(ridged(inner, gram))
-    return torch.cholesky_solve(across @ lost.mT, factor).mT
-
-
-def ridged(inner: Tensor, gram: Tensor, ridge: float = RIDGE) -> Tensor:
-    """A part of the moments with λ on its diagonal; never singular, as of images that are all alike."""
-    size = gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=torch.finfo(torch.float32).tiny)
-    return inner + ridge * size.view(-1, 1, 1) * torch.eye(inner.shape[-1], dtype=inner.dtype, device=inner.device)
-
-
 def columns_of(moments: Moments, chosen: Tensor) -> Tensor:
     """Columns of the chosen channels [blocks, channels], [blocks, k]; every block has equally many."""
     channels = chosen.nonzero()[:, 1].view(len(chosen), -1)
     return moments.columns(channels)
-
-
-def scattered(change: Tensor, kept: Tensor, shape: torch.Size) -> Tensor:
-    """Columns [blocks, R, kept] in their places among all, zero elsewhere, [blocks, R, D]."""
-    return change.new_zeros(shape).scatter_(2, kept.unsqueeze(1).expand(-1, shape[1], -1), change)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gnnrl_lightning.reconstruction.refit import ridged
-from gnnrl_lightning.reconstruction.statistics import Moments, Statistics
+from gnnrl_lightning.reconstruction.moments import Moments, ridged
+from gnnrl_lightning.reconstruction.statistics import Statistics
 from gnnrl_lightning.topology import Topology
 
 _EXACT = 10**8
@@ -139,10 +139,10 @@ class Selection:
         felt = (moments.sensitivity @ matrix).unflatten(2, (reader.channels, reader.taps))
         felt = moments.flat(felt)  # where mixed, the same S for every tap
         energy = felt.mT @ felt
-        solvable = moments.solvable and refitted
         inverse = None
-        if solvable:
-            inverse = torch.cholesky_inverse(torch.linalg.cholesky(ridged(moments.gram, moments.gram)))
+        if refitted and moments.ridge is not None:
+            factor = torch.linalg.cholesky(ridged(moments.gram, moments.gram, moments.ridge))
+            inverse, energy = torch.cholesky_inverse(factor), energy * moments.optimism
         for group in owner[owner >= 0].unique().tolist():
             rows = [(owner[b] == group).nonzero().flatten() for b in range(reader.blocks)]
             rows = [row[slots[b, row].argsort(stable=True)] for b, row in enumerate(rows)]

@@ -17,9 +17,10 @@ from torch import Tensor, fx, nn
 
 from gnnrl_lightning.data.preprocessing import HeldImages
 from gnnrl_lightning.pruning.program import Walk, masked, tensors_of
+from gnnrl_lightning.reconstruction.moments import Moments, columns_at, ridged, scattered
 from gnnrl_lightning.reconstruction.readers import bound, tensor_name, weight_of
-from gnnrl_lightning.reconstruction.refit import columns_of, refit, ridged, scattered
-from gnnrl_lightning.reconstruction.statistics import FEWEST, GIB, Moments, Statistics
+from gnnrl_lightning.reconstruction.refit import columns_of, refit
+from gnnrl_lightning.reconstruction.statistics import GIB, Statistics
 from gnnrl_lightning.topology import Topology
 from gnnrl_lightning.topology.trace import Program, shape_of
 
@@ -87,7 +88,7 @@ class _Sweep:
             if node.op == "output":
                 break
             moments = self.moments.get(node.name)
-            if moments is not None and moments.solvable and moments.reader.weight not in solved:
+            if moments is not None and moments.ridge is not None and moments.reader.weight not in solved:
                 solved.add(moments.reader.weight)
                 self._solve(node, moments)
             if Program.operation(node) == "batch_norm":
@@ -110,7 +111,7 @@ class _Sweep:
         now = moments.flat(layout.matrix(self.changed.get(reader.weight, weight)).double())
         kept = columns_of(moments, self.mask[reader.slots]).to(weight.device)
         shortcut = None if moments.mixed else self._shortcut(node)
-        sums: list[Any] = [0.0] * 4
+        sums: list[Any] = [0.0] * 6
         number = 0
         for index, (original, pruned) in enumerate(zip(self.original, self.pruned, strict=True)):
             source = node.all_input_nodes[0]
@@ -119,21 +120,24 @@ class _Sweep:
             wanted = int(self.samples * now.shape[-1] * len(x) / self.images) + 1
             sampled = layout.sample(x, wanted, generator)
             before, after = (moments.rows(layout.inputs(each, sampled).double()) for each in (x, own))
-            target = before @ whole.mT
+            after = columns_at(after, kept)
+            parts: list[Any] = [after.sum(1), before.sum(1), after.mT @ after, before.mT @ after]
             if shortcut is not None:
-                target += layout.outputs(self._missing(original, pruned, *shortcut), sampled).double()
-            after = after.gather(2, kept.unsqueeze(1).expand(-1, after.shape[1], -1))
-            parts = (after.sum(1), target.sum(1), after.mT @ after, target.mT @ after)
+                missing = layout.outputs(self._missing(original, pruned, *shortcut), sampled).double()
+                parts += [missing.sum(1), missing.mT @ after]
+            else:
+                parts += [0.0, 0.0]
             sums = [total + part for total, part in zip(sums, parts, strict=True)]
             number += after.shape[1]
-        if number < FEWEST * kept.shape[1]:
-            return
-        mean, wanted_mean, gram, products = (each / number for each in sums)
+        mean, before_mean, gram, across = (each / number for each in sums[:4])
+        wanted_mean, products = torch.einsum("brd,bd->br", whole, before_mean), whole @ across
+        if shortcut is not None:
+            wanted_mean, products = wanted_mean + sums[4] / number, products + sums[5] / number
         if reader.centred:
             gram -= mean.unsqueeze(2) * mean.unsqueeze(1)
             products -= wanted_mean.unsqueeze(2) * mean.unsqueeze(1)
-        base = now.gather(2, kept.unsqueeze(1).expand(-1, now.shape[1], -1))
-        factor = torch.linalg.cholesky(ridged(gram, gram, RIDGE))
+        base = columns_at(now, kept)
+        factor = torch.linalg.cholesky(ridged(gram, gram, max(RIDGE, moments.ridge or 0)))
         solution = base + torch.cholesky_solve((products - base @ gram).mT, factor).mT
         if not solution.isfinite().all():
             return

@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 
 from gnnrl_lightning.data.preprocessing import HeldImages
 from gnnrl_lightning.pruning.program import Layer, folded_tensors, run, tensors_of
+from gnnrl_lightning.reconstruction.moments import Moments, validated
 from gnnrl_lightning.reconstruction.readers import Layout, Reader, find_readers
 from gnnrl_lightning.topology import Topology
 from gnnrl_lightning.topology.labels import once
@@ -29,62 +30,14 @@ from gnnrl_lightning.topology.trace import shape_of
 
 log = logging.getLogger(__name__)
 
-FEWEST = 2.0
-"""Samples for each unknown below which a solution is worse than none."""
+_FEWEST = 2.0
+"""Samples for each column below which one mix of channels for all taps is solved for."""
 GIB = 2**30
 _SENSITIVITY_IMAGES = 256
 _LARGEST_BATCH = 64
 _SKETCH = 4
 """Where a layer has very many rows, S is summed over so many random combinations of the positions of each image."""
 _EXACT_ROWS = _SKETCH * _SENSITIVITY_IMAGES
-
-
-@dataclass
-class Moments:
-    """What is known of one reader.
-
-    Where a weight has so many columns that their moments would not fit into memory, or images do not give enough
-    samples to solve for them, the moments are those of the channels: the mean over taps of E[x_t x_tᵀ].
-
-    Attributes:
-        reader: The weight.
-        gram: Second moments of the columns, about their mean where something behind can take a change of the mean;
-            float64 [blocks, D, D] with D = channels · taps, or D = channels where `mixed`.
-        mean: First moments, float64 [blocks, channels, taps].
-        sensitivity: A factor F of S = Fᵀ F, float64 [blocks, k, rows].
-        mixed: Whether the moments are those of channels.
-        samples: Positions that they were taken from.
-        solvable: Whether these are enough to solve for new weights.
-    """
-
-    reader: Reader
-    gram: Tensor
-    mean: Tensor
-    sensitivity: Tensor
-    mixed: bool
-    samples: int
-    solvable: bool
-
-    def flat(self, matrix: Tensor) -> Tensor:
-        """A weight [blocks, rows, channels, taps] as [blocks, R, D]: taps are rows of their own where mixed."""
-        return matrix.transpose(2, 3).flatten(1, 2) if self.mixed else matrix.flatten(2)
-
-    def unflat(self, flat: Tensor) -> Tensor:
-        """The inverse of `flat`."""
-        if self.mixed:
-            return flat.unflatten(1, (self.reader.rows, self.reader.taps)).transpose(2, 3)
-        return flat.unflatten(2, (self.reader.channels, self.reader.taps))
-
-    def rows(self, inputs: Tensor) -> Tensor:
-        """Inputs [blocks, positions, channels, taps] as [blocks, N, D], one row a sample: each tap where mixed."""
-        return inputs.transpose(2, 3).flatten(1, 2) if self.mixed else inputs.flatten(2)
-
-    def columns(self, channels: Tensor) -> Tensor:
-        """Columns of channels [..., k] of a block, [..., k · taps]; the channels themselves where mixed."""
-        if self.mixed or self.reader.taps == 1:
-            return channels
-        taps = torch.arange(self.reader.taps, device=channels.device)
-        return (channels.unsqueeze(-1) * self.reader.taps + taps).flatten(-2)
 
 
 @dataclass
@@ -172,9 +125,7 @@ class _Taking:
         def read(node: fx.Node, activation: Tensor, layer: Layer) -> Any:
             reader = self.of_node.get(node.name)
             if reader is not None:
-                # Seeded by place and batch, so that samples do not depend on how many ranks share the batches.
-                generator = torch.Generator().manual_seed(hash((index, list(self.of_node).index(node.name))))
-                self._add_moments(reader, reader.layouts[node.name], activation.detach(), len(images), generator)
+                self._add_moments(reader, reader.layouts[node.name], activation.detach(), len(images), index)
             result = layer(activation)
             if backward and reader is not None:
                 layout = reader.layouts[node.name]
@@ -194,25 +145,28 @@ class _Taking:
             total.backward()
         self.looked += len(images)
 
-    def _add_moments(self, reader: Reader, layout: Layout, x: Tensor, images: int, generator: torch.Generator) -> None:
+    def _add_moments(self, reader: Reader, layout: Layout, x: Tensor, images: int, index: int) -> None:
         if reader.weight not in self.sums:
             self._begin(reader, layout.positions(x) * self.images // images)
         sums, mixed = self.sums[reader.weight], self.mixed[reader.weight]
         unknowns = reader.channels if mixed else reader.columns
         count = math.ceil(self.samples * unknowns * images / self.images)
+        # Seeded by the batch, so that samples do not depend on how many ranks share the batches.
+        generator = torch.Generator().manual_seed(index)
         inputs = layout.inputs(x, layout.sample(x, count, generator)).double()  # [blocks, positions, channels, taps]
-        sums["mean"] += inputs.sum(1)
-        sums["samples"] += inputs.shape[1]
+        half = index % 2
+        sums["mean"][half] += inputs.sum(1)
+        sums["samples"][half] += inputs.shape[1]
         columns = inputs.transpose(2, 3).flatten(1, 2) if mixed else inputs.flatten(2)
-        sums["gram"].baddbmm_(columns.transpose(1, 2), columns)
+        sums["gram"][half].baddbmm_(columns.transpose(1, 2), columns)
 
     def _begin(self, reader: Reader, positions: int) -> None:
         """Decides once whether the moments are those of columns or, where these are too many, of channels."""
         columns = reader.columns
-        too_large = 8 * reader.blocks * columns**2 > self.memory / 4
-        self.mixed[reader.weight] = mixed = reader.taps > 1 and (too_large or positions < FEWEST * columns)
+        too_large = 2 * 8 * reader.blocks * columns**2 > self.memory / 4
+        self.mixed[reader.weight] = mixed = reader.taps > 1 and (too_large or positions < _FEWEST * columns)
         size = reader.channels if mixed else columns
-        needed = 8 * reader.blocks * size**2
+        needed = 2 * 8 * reader.blocks * size**2
         held = sum(value.numel() * 8 for sums in self.sums.values() for value in sums.values())
         if held + needed > self.memory:
             raise ValueError(
@@ -225,10 +179,10 @@ class _Taking:
             return torch.zeros(shape, dtype=torch.float64, device=self.device)
 
         self.sums[reader.weight] = {
-            "gram": zeros(reader.blocks, size, size),
-            "mean": zeros(reader.blocks, reader.channels, reader.taps),
+            "gram": zeros(2, reader.blocks, size, size),  # every second batch is the other half
+            "mean": zeros(2, reader.blocks, reader.channels, reader.taps),
             "sensitivity": zeros(reader.blocks, min(reader.rows, _EXACT_ROWS), reader.rows),
-            "samples": zeros(1),
+            "samples": zeros(2),
         }
 
     def _add_sensitivity(self, reader: Reader, layout: Layout, gradient: Tensor, first: int) -> None:
@@ -258,19 +212,43 @@ class _Taking:
         looked = reduce(self.looked)
         moments = []
         for reader in self.readers:
-            sums = {name: reduce(value) for name, value in self.sums[reader.weight].items()}
-            samples, mixed = int(sums["samples"]), self.mixed[reader.weight]
-            rows = samples * (reader.taps if mixed else 1)
-            mean, gram = sums["mean"] / samples, sums["gram"] / rows
-            if reader.centred:
-                average = mean.mean(2) if mixed else mean.flatten(1)
-                gram -= average.unsqueeze(2) * average.unsqueeze(1)
-            solvable = rows >= FEWEST * gram.shape[-1]
+            sums = {name: reduce(value) for name, value in self.sums.pop(reader.weight).items()}
             sensitivity = sums["sensitivity"] / looked.sqrt()
             if reader.rows <= _EXACT_ROWS:
                 sensitivity = _root(sums["sensitivity"] / looked)
-            moments.append(Moments(reader, gram, mean, sensitivity, mixed, samples, solvable))
+            moments.append(self._moments(reader, sums, sensitivity, tensors[reader.weight]))
         return Statistics(moments, tensors, (reduce(self.gates) / looked).cpu(), self.unruled)
+
+    def _moments(self, reader: Reader, sums: dict[str, Tensor], sensitivity: Tensor, weight: Tensor) -> Moments:
+        """Means over all images, and what solutions of one half of them are worth on the other."""
+        mixed, samples = self.mixed[reader.weight], sums["samples"]
+
+        def about_mean(total: Tensor, mean: Tensor, count: Tensor) -> Tensor:
+            gram = total / (count * (reader.taps if mixed else 1))
+            if not reader.centred:
+                return gram
+            average = mean.mean(2) if mixed else mean.flatten(1)
+            return gram - average.unsqueeze(2) * average.unsqueeze(1)
+
+        mean = sums["mean"].sum(0) / samples.sum()
+        gram = about_mean(sums["gram"].sum(0), mean, samples.sum())
+        moments = Moments(reader, gram, mean, sensitivity, mixed, int(samples.sum()), None, 1.0)
+        if samples.min() > 0:
+            parts = zip(sums["gram"], sums["mean"], samples, strict=True)
+            halves = torch.stack([about_mean(total, first / count, count) for total, first, count in parts])
+            matrix = reader.layout.matrix(weight).double()
+            felt = (sensitivity @ matrix.flatten(2)).unflatten(2, matrix.shape[2:])
+            rows = moments.flat(felt if felt.any() else matrix)
+            kept, gone = (moments.columns(part).to(rows.device) for part in _every_second(reader.slots >= 0))
+            moments.ridge, moments.optimism = validated(halves, rows, kept, gone)
+        return moments
+
+
+def _every_second(prunable: Tensor) -> tuple[Tensor, Tensor]:
+    """Channels that stay and that go in a trial, [blocks, k] each, of flags [blocks, channels]."""
+    goes = prunable & (prunable.cumsum(1) % 2 == 1)
+    # Blocks have equally many prunable channels.
+    return tuple(part.nonzero()[:, 1].view(len(prunable), -1) for part in (~goes, goes))  # type: ignore[return-value]
 
 
 def _root(matrix: Tensor) -> Tensor:
@@ -311,7 +289,7 @@ def _batch_size(bytes_an_image: int, memory_gb: float, images: int) -> int:
             f"{bytes_an_image / GIB:.2g} GiB; give refit.memory_gb={math.ceil(2 * bytes_an_image / GIB)}, or "
             f"refit.enabled=false."
         )
-    return min(most, _LARGEST_BATCH, images)
+    return min(most, _LARGEST_BATCH, -(-images // 2))  # two batches at least: solutions of one are tried on the other
 
 
 def _report(found: Statistics) -> None:
@@ -320,7 +298,7 @@ def _report(found: Statistics) -> None:
         names = [
             each.reader.weight
             for each in found.moments
-            if each.solvable == wanted and (each.mixed or not each.solvable)
+            if (each.ridge is not None) == wanted and (each.mixed or each.ridge is None)
         ]
         if names:
             log.info("refit: too few samples or too much memory for more than %s %s", what, ", ".join(names))
