@@ -113,7 +113,26 @@ def notes(methods: dict[str, list[Run]]) -> list[str]:
     before = _cell(mean, std or None, 2)  # one network, or one per seed
     said = dict.fromkeys(note for runs in methods.values() for run in runs for note in run.protocol.notes)
     accuracy = next(iter(methods.values()))[0].protocol.accuracy
-    return [f"Test {accuracy} of the unpruned network: {before}{NO_BREAK}%.", *said, *unlike(methods)]
+    return [f"Test {accuracy} of the unpruned network: {before}{NO_BREAK}%.", *levels(methods), *said, *unlike(methods)]
+
+
+def levels(methods: dict[str, list[Run]]) -> list[str]:
+    """Where the searches of one task began, as a sentence for each level; nothing where no run has it.
+
+    Rewards depend on importance and recovery, so each method has its own.
+    """
+    lines = []
+    for name, meaning in (("uniform", "uniform widths"), ("closed_form", "the best plan in closed form")):
+        found: dict[str, list[str]] = {}
+        for label, runs in methods.items():
+            own = [run.results.get("levels", {}).get(name) for run in runs]
+            mean, std = mean_std(own)
+            if mean is not None:
+                found.setdefault(_cell(mean, std or None, runs[0].protocol.digits), []).append(label)
+        if found:
+            told = "; ".join(f"{cell} ({', '.join(labels)})" for cell, labels in found.items())
+            lines.append(f"Reward of {meaning}, before the search: {told}.")
+    return lines
 
 
 def comparison_table(title: str, rows: list[dict[str, Any]], below: list[str]) -> Table:

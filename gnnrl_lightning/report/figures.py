@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from gnnrl_lightning.report.error_figure import error_figure
 from gnnrl_lightning.report.numbers import fixed, millions, percent
 from gnnrl_lightning.report.protocol import Protocol
 from gnnrl_lightning.report.record import Record
@@ -37,7 +38,8 @@ def save_figures(record: Record, folder: Path) -> dict[str, SavedFigure]:
     """Draws the figures and writes each to `folder` as PNG and SVG.
 
     Returns:
-        `reward`, `groups` and `cost`; `recovery` if the network was fine-tuned and `topology` if its layers are known.
+        `reward`, `groups` and `cost`; `recovery` if the network was fine-tuned, `topology` if its layers are known and
+        `error_curves` if there are any.
     """
     with matplotlib.rc_context(STYLE):
         figures = {"reward": reward_figure(record), "groups": groups_figure(record), "cost": cost_figure(record)}
@@ -45,11 +47,13 @@ def save_figures(record: Record, folder: Path) -> dict[str, SavedFigure]:
             figures["recovery"] = recovery_figure(record)
         if record.layers:
             figures["topology"] = topology_figure(record.layers)
+        if record.curves:
+            figures["error_curves"] = error_figure(record.curves)
         return {name: write_figure(figure, folder, name) for name, figure in figures.items()}
 
 
 def reward_figure(record: Record) -> Figure:
-    """Reward of each episode as a dot, the best so far as a line."""
+    """Reward of each episode as a dot, the best so far as a line, and levels: of uniform widths, closed form, best."""
     number = np.array([episode.number for episode in record.episodes])
     reward = np.array([episode.reward for episode in record.episodes])
     running = np.array([episode.best_reward for episode in record.episodes])
@@ -70,6 +74,9 @@ def reward_figure(record: Record) -> Figure:
     )
     _include(axes, whole)
     _levels(axes, record.results.get("levels", {}), protocol)
+    # Wide and pale: it may lie on another level.
+    label = f"best: {protocol.text(best.reward)}"
+    axes.axhline(best.reward, color=VERMILLION, linewidth=5, alpha=0.2, zorder=1, label=label)
     margin = 0.5 + 0.015 * len(number)
     axes.set_xlim(number.min() - margin, number.max() + margin)
     axes.set_xlabel("episode")
@@ -229,9 +236,9 @@ def _levels(axes: Axes, levels: dict[str, float], protocol: Protocol) -> None:
     bottom, top = axes.get_ylim()
     below = 0
     for (name, level), colour in zip(levels.items(), cycle((INK, PURPLE, SKY, ORANGE)), strict=False):
-        label = f"{name}: {protocol.text(level)}"
+        label = f"{name.replace('_', ' ')}: {protocol.text(level)}"
         if level >= bottom - 0.5 * (top - bottom):
-            axes.axhline(level, color=colour, linestyle=":", linewidth=1.2, label=label)
+            axes.axhline(level, color=colour, linestyle=":", linewidth=1.6, label=label)
             _include(axes, level)
             continue
         below += 1

@@ -39,8 +39,22 @@ class Group:
 
 
 @dataclass(frozen=True)
+class ErrorCurve:
+    """One channel group of curves.json, as it is before this search: a stage before may have made it narrower."""
+
+    name: str
+    width: int
+    kept: int
+    """Channels in the network that was found."""
+    uniform: int
+    """Channels where every group loses the same fraction, at the same budget."""
+    errors: tuple[float, ...]
+    """What the network's scores lose at widths 0 to all, [width + 1]."""
+
+
+@dataclass(frozen=True)
 class Record:
-    """A finished search: the contents of results.json, history.csv, plan.json, config.yaml and layers.json."""
+    """A finished search: what is in results.json, history.csv, plan.json, config.yaml, layers.json and curves.json."""
 
     results: dict[str, Any]
     episodes: list[Episode]
@@ -51,6 +65,8 @@ class Record:
     """Every setting, as YAML."""
     layers: list[Layer] = field(default_factory=list)
     """The outline of the pruned network; empty where the run wrote none."""
+    curves: list[ErrorCurve] = field(default_factory=list)
+    """Of all groups; empty where the run computed none."""
 
     @property
     def recovery(self) -> list[dict[str, float]]:
@@ -103,4 +119,16 @@ def read_record(folder: Path) -> Record:
     settings = config.read_text(encoding="utf-8") if config.is_file() else ""
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     outline = folder / "layers.json"
-    return Record(results, episodes, groups, own, settings, read_layers(outline) if outline.is_file() else [])
+    layers = read_layers(outline) if outline.is_file() else []
+    return Record(results, episodes, groups, own, settings, layers, _read_curves(folder / "curves.json"))
+
+
+def _read_curves(file: Path) -> list[ErrorCurve]:
+    """The error curves of all groups; none where there is no such file."""
+    if not file.is_file():
+        return []
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return [
+        ErrorCurve(group["name"], group["width"], group["kept"], uniform, tuple(group["errors"]))
+        for group, uniform in zip(content["groups"], content["plans"]["uniform"], strict=True)
+    ]

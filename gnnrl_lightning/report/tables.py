@@ -12,6 +12,7 @@ from rich.table import Table
 
 from gnnrl_lightning.report.numbers import MISSING, NO_BREAK, TIMES, faster, fixed, millions, percent, signed
 from gnnrl_lightning.report.protocol import Protocol
+from gnnrl_lightning.report.summary import summary
 
 SPEED_COLUMNS = (
     *("network", "batch", f"median, ms ({TIMES})", "95th percentile, ms", "images per second"),
@@ -71,15 +72,6 @@ def speed_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
-def budget_line(results: dict[str, Any]) -> str:
-    """What the budget allowed and what the plan uses: "budget 0.50: 62.7 of 125.5 MMACs allowed, …"."""
-    cost = results["cost_values"]
-    return (
-        f"budget {results['budget']:.2f}: {millions(results['allowed']['cost'])} of {millions(cost['original'])} "
-        f"{results['cost_unit']} allowed, {millions(cost['used'])} used"
-    )
-
-
 def check_columns(results: dict[str, Any]) -> tuple[str, ...]:
     """Head of the table of the budget's check."""
     check = results["budget_check"]
@@ -112,7 +104,7 @@ def stage_table(results: dict[str, Any]) -> Table:
     """The table at the end of a search: the network before, after pruning and after fine-tuning."""
     table = Table(
         title=escape(f"{results['model']} on {results['data']}"),
-        caption=escape("\n".join([budget_line(results), *Protocol.of(results).notes])),
+        caption=escape("\n".join([*summary(results), *Protocol.of(results).notes])),
         title_style="bold",
         caption_style="",
     )

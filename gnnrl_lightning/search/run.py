@@ -86,7 +86,8 @@ def has_ended(config: DictConfig, folder: Path) -> bool:
 
 def begin(config: DictConfig, folder: Path) -> None:
     """Writes the run's settings; results of other settings go, since they would pass for the results of these."""
-    (folder / "results.json").unlink(missing_ok=True)
+    for name in ("results.json", "curves.json"):
+        (folder / name).unlink(missing_ok=True)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
 
 

@@ -13,7 +13,8 @@ MakeRun = Callable[..., Path]
 _EVERYTHING = {
     "recovery_curve": [{"images": 0, "top1": 85.7}, {"images": 12800, "top1": 88.1}, {"images": 25600, "top1": 90.12}],
     "reward_top1_original": 93.3,
-    "levels": {"uniform": -13.5, "random": -60.0},
+    "levels": {"uniform": -13.5, "closed_form": -11.0, "random": -60.0},
+    "weights": {"from": "refitted", "rewards": {}},
     "budget_check": {
         "quantity": "latency at batch 32",
         "unit": "ms",
@@ -22,6 +23,17 @@ _EVERYTHING = {
     },
 }
 """What results.json holds besides where there was a fine-tuning, a baseline or a predicted cost."""
+
+
+def write_curves(folder: Path, groups: int, width: int = 16) -> None:
+    """Error curves that halve with each channel; the found network keeps one half, uniform widths a quarter."""
+    errors = [2.0 ** (10 - kept) for kept in range(width)] + [0.0]
+    of = [
+        {"name": f"layer{index}.conv<1>", "width": width, "kept": width // 2, "errors": errors}
+        for index in range(groups)
+    ]
+    content = {"groups": of, "plans": {"error": [width // 2] * groups, "uniform": [width // 4] * groups}}
+    (folder / "curves.json").write_text(json.dumps(content))
 
 
 @pytest.fixture
@@ -110,4 +122,5 @@ def full_run(tmp_path: Path, make_run: MakeRun, resnet20_topology: Topology) -> 
     """The folder of a search that wrote all that a report can show."""
     folder = make_run(tmp_path / "full", **_EVERYTHING)
     write_layers(folder / "layers.json", resnet20_topology, resnet20_topology.min_widths())
+    write_curves(folder, 3)
     return folder

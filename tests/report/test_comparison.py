@@ -100,6 +100,17 @@ def test_the_tables_say_the_same_and_name_what_failed(sweep: Path, tmp_path: Pat
     assert "<svg" in picture and (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_comparison_says_where_searches_began(tmp_path: Path, make_run: MakeRun) -> None:
+    for seed, closed_form in enumerate((-14.0, -15.0)):
+        levels = {"uniform": -20.0, "closed_form": closed_form}
+        make_run(tmp_path / f"gnnrl{seed}", method="gnnrl", seed=seed, levels=levels)
+    make_run(tmp_path / "amc", method="amc", levels={"uniform": -20.0})
+    printed, _ = compared([tmp_path], tmp_path / "out")
+    for text in (" ".join(printed.split()), (tmp_path / "out" / "comparison.md").read_text()):
+        assert f"Reward of uniform widths, before the search: {MINUS}20.00 (amc, gnnrl)." in text
+        assert f"Reward of the best plan in closed form, before the search: {MINUS}14.50 ± 0.71 (gnnrl)." in text
+
+
 def test_what_was_known_already_is_no_evaluation(tmp_path: Path) -> None:
     def curve(*rows: tuple[float, int]) -> list[float]:
         lines = [f"{number},{reward},{cached}" for number, (reward, cached) in enumerate(rows)]

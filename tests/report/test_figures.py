@@ -8,6 +8,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from gnnrl_lightning.report.error_figure import error_figure
 from gnnrl_lightning.report.figures import (
     cost_figure,
     groups_figure,
@@ -16,9 +17,9 @@ from gnnrl_lightning.report.figures import (
     reward_figure,
     save_figures,
 )
-from gnnrl_lightning.report.record import read_record
+from gnnrl_lightning.report.record import ErrorCurve, read_record
 from gnnrl_lightning.report.recovery_figure import recovery_figure
-from gnnrl_lightning.report.style import STYLE
+from gnnrl_lightning.report.style import STYLE, write_figure
 
 MakeRun = Callable[..., Path]
 
@@ -73,6 +74,51 @@ def test_levels_of_rivals_are_lines_and_those_far_below_marks(tmp_path: Path, ma
     assert top - bottom < 2 * np.ptp(plain.axes[0].get_ylim())
 
 
+def test_three_levels_show_what_a_search_adds(tmp_path: Path, make_run: MakeRun) -> None:
+    levels = {"uniform": -12.0, "closed_form": -8.0}
+    figure = reward_figure(read_record(make_run(tmp_path, (-12.0, -8.0, -7.5), levels=levels)))
+    at = {line.get_label(): set(line.get_ydata()) for line in figure.axes[0].lines}
+    for label, level in (("uniform", -12.0), ("closed form", -8.0), ("best", -7.5)):
+        assert at[f"{label}: \N{MINUS SIGN}{-level:.2f} %"] == {level}
+
+
+def test_error_curves_are_drawn_to_the_found_network(full_run: Path) -> None:
+    figure = error_figure(read_record(full_run).curves)
+    axes, bars, scale = figure.axes
+    # Errors are 2 to the 10 − kept: of 8 channels 4, of 4 channels 64.
+    less = "6\N{NO-BREAK SPACE}%"
+    assert figure.get_suptitle() == f"By the error curves, the found network loses {less} of what uniform widths lose"
+    uniform, found = axes.lines
+    assert list(uniform.get_xdata()) == [25] * 3 and list(found.get_xdata()) == [50] * 3
+    (image,) = axes.images
+    colours = np.asarray(image.get_array())
+    assert colours.shape[0] == 3 and colours[0, 0] == 1024 and colours[0, 100] == 4
+    assert colours[0, -1] == image.norm.vmin, "no error at all is the lightest"
+    assert [bar.get_width() for bar in bars.patches] == pytest.approx([100 / 3] * 3)
+    assert [label.get_text() for label in axes.get_yticklabels()] == [f"layer{index}.conv<1>" for index in range(3)]
+    assert scale.get_ylabel() == "change of the scores, mean square"
+
+
+def test_error_curves_of_a_network_that_stays_whole_are_drawn(tmp_path: Path) -> None:
+    whole = ErrorCurve("conv1", 4, 4, 4, (8.0, 4.0, 2.0, 1.0, 0.0))
+    figure = error_figure([whole, ErrorCurve("dead", 2, 2, 2, (0.0, 0.0, 0.0))])
+    assert "are worth" in figure.get_suptitle()
+    write_figure(figure, tmp_path, "whole")
+    write_figure(error_figure([ErrorCurve("dead", 2, 1, 1, (0.0, 0.0, 0.0))]), tmp_path, "dead")
+
+
+@pytest.mark.parametrize("groups", [1, 12, 120])
+def test_no_two_names_beside_error_curves_overlap(groups: int) -> None:
+    curves = [ErrorCurve(f"features.{i}.conv.0", 8, 4, 2, (*range(8, -1, -1),)) for i in range(groups)]
+    with matplotlib.rc_context(STYLE):
+        figure = error_figure(curves)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+    boxes = [label.get_window_extent(canvas.get_renderer()) for label in figure.axes[0].get_yticklabels()]
+    assert all(above.y0 >= below.y1 for above, below in pairwise(boxes))
+    assert all(box.x0 >= 0 for box in boxes)
+
+
 def test_a_recovery_begins_before_the_training_and_meets_the_original(full_run: Path) -> None:
     record = read_record(full_run)
     figure = recovery_figure(record)
@@ -86,7 +132,9 @@ def test_a_recovery_begins_before_the_training_and_meets_the_original(full_run: 
 
 
 def test_a_run_has_the_figures_that_it_has_numbers_for(tmp_path: Path, full_run: Path, make_run: MakeRun) -> None:
-    assert {*save_figures(read_record(full_run), tmp_path)} == {"reward", "groups", "cost", "recovery", "topology"}
+    assert {*save_figures(read_record(full_run), tmp_path)} == {
+        *("reward", "groups", "cost", "recovery", "topology", "error_curves")
+    }
     folder = make_run(tmp_path / "plain", recovery_curve=[])
     assert {*save_figures(read_record(folder), tmp_path)} == {"reward", "groups", "cost"}
 

@@ -65,7 +65,10 @@ def test_the_page_tells_the_result_and_needs_no_other_file(tmp_path: Path, make_
 
 def test_the_page_shows_all_that_a_run_wrote(full_run: Path) -> None:
     page, text = read(write_report(full_run))
-    assert len(page.addresses) == 5
+    assert len(page.addresses) == 6
+    assert "A row is a group of channels." in text and "stay and the layers that read them are refitted" in text
+    assert "Weights refitted in closed form." in text
+    assert "Reward: uniform \N{MINUS SIGN}13.50 %, closed form \N{MINUS SIGN}11.00 %," in text
     assert "The fine-tuning images seen top-1 % 0 85.70 12,800 88.10 25,600 90.12" in text
     assert "latency at batch 32 original, ms pruned, ms ratio" in text
     assert "counted by the budget 80.00 48.00" in text
@@ -75,6 +78,7 @@ def test_the_page_shows_all_that_a_run_wrote(full_run: Path) -> None:
 def test_the_page_is_silent_on_what_a_run_did_not_do(tmp_path: Path, make_run: MakeRun) -> None:
     _, text = read(write_report(make_run(tmp_path, recovery_curve=[], budget_check=None)))
     assert "fine-tuning" not in text and "counted by the budget" not in text
+    assert "A row is a group" not in text and "Weights" not in text and "uniform" not in text
 
 
 def test_every_group_is_listed_and_names_are_escaped(tmp_path: Path, make_run: MakeRun) -> None:

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from gnnrl_lightning.report.summary import budget_line, levels_line, summary, weights_line
 from gnnrl_lightning.report.tables import (
-    budget_line,
     check_columns,
     check_rows,
     stage_rows,
@@ -19,6 +19,7 @@ from gnnrl_lightning.report.tables import (
 )
 
 MakeRun = Callable[..., Path]
+MINUS = "\N{MINUS SIGN}"
 
 
 def printed(table: Table, width: int = 100) -> str:
@@ -55,6 +56,44 @@ def test_a_budget_is_told_in_its_own_unit(
     assert budget_line(results) == f"budget 0.50: {text}"
     (row,) = sweep_rows(tmp_path)
     assert row["cost_percent"] == pytest.approx(100 * values[1] / values[0])
+
+
+def test_the_levels_are_worded_as_the_rewards(tmp_path: Path, make_run: MakeRun) -> None:
+    results = results_of(make_run(tmp_path, (-12.5, -9.25), levels={"uniform": -16.0, "closed_form": -13.7}))
+    line = levels_line(results)
+    assert line == f"reward: uniform {MINUS}16.00 %, closed form {MINUS}13.70 %, best {MINUS}9.25 %"
+    assert line in printed(stage_table(results), width=80)
+    nats = results | {"protocol": {"reward": "kl"}, "levels": {"uniform": -0.154}, "reward": {"best_seen": -0.0871}}
+    assert levels_line(nats) == f"reward: uniform {MINUS}0.1540 nats, best {MINUS}0.0871 nats"
+
+
+@pytest.mark.parametrize(
+    ("made", "rewards", "text"),
+    [
+        ("cut", {}, "weights cut"),
+        ("refitted", {}, "weights refitted in closed form"),
+        (
+            "refitted in sequence",
+            {"refitted": -14.9, "refitted in sequence": -12.08},
+            f"weights refitted layer after layer (reward {MINUS}12.08 %, in closed form {MINUS}14.90 %)",
+        ),
+        (
+            "refitted",
+            {"refitted": -14.9, "refitted in sequence": -15.0},
+            f"weights refitted in closed form (reward {MINUS}14.90 %, layer after layer {MINUS}15.00 %)",
+        ),
+    ],
+)
+def test_the_table_says_where_the_weights_come_from(
+    tmp_path: Path, make_run: MakeRun, made: str, rewards: dict[str, float], text: str
+) -> None:
+    results = results_of(make_run(tmp_path, weights={"from": made, "rewards": rewards}))
+    assert weights_line(results) == text
+    assert text in printed(stage_table(results))
+
+
+def test_a_run_that_is_older_than_the_closed_forms_has_its_budget_alone(tmp_path: Path, make_run: MakeRun) -> None:
+    assert summary(results_of(make_run(tmp_path))) == ["budget 0.50: 50.0 of 100.0 MMACs allowed, 50.0 used"]
 
 
 def test_the_check_of_a_budget_compares_the_ratios(full_run: Path) -> None:
