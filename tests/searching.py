@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from gnnrl_lightning.config import build
@@ -21,9 +21,16 @@ AGENTS = Path(__file__).resolve().parents[1] / "conf" / "agent"
 def agent_of(name: str, topology: Topology, seed: int = 0, **changed: Any) -> Any:
     """An agent with the settings of conf/agent, initialised from a seed."""
     torch.manual_seed(seed)
-    node = OmegaConf.merge(OmegaConf.load(AGENTS / f"{name}.yaml"), changed)
     scores = [torch.arange(float(group.width)) for group in topology.groups]
-    return build(node, task=bandit(topology).task(lambda: scores))  # type: ignore[arg-type]
+    return build(settings(name, **changed), task=bandit(topology).task(lambda: scores, plans=dict))
+
+
+def settings(name: str, **changed: Any) -> DictConfig:
+    """What conf/agent says of an agent; one that says more than that has it under `agent`."""
+    found = OmegaConf.load(AGENTS / f"{name}.yaml")
+    merged = OmegaConf.merge(found.get("agent", found), changed)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def in_iterations_of(name: str, episodes: int) -> dict[str, int]:

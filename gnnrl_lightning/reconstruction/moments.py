@@ -10,6 +10,7 @@ from gnnrl_lightning.reconstruction.readers import Reader
 _RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _NOTHING = 1e-9
 """Part of an error that counts as none."""
+_FLOOR = 1e-6
 _TRIAL_ROWS = 128
 _WORTH = 0.05
 """Of what can be gained, what a smaller ridge may miss: the whole of the images wants a smaller one than their half."""
@@ -30,7 +31,7 @@ class Moments:
         sensitivity: A factor F of S = Fᵀ F, float64 [blocks, k, rows].
         mixed: Whether the moments are those of channels.
         samples: Positions that they were taken from.
-        ridge: λ over the mean of G's diagonal with which solutions hold best on images that they were not made from;
+        ridge: λ over G's diagonal with which solutions hold best on images that they were not made from;
             None where none is better there than the weights as they are.
         optimism: How much larger an error is on other images than the one that G tells.
     """
@@ -67,20 +68,24 @@ class Moments:
 
 
 def ridged(inner: Tensor, gram: Tensor, ridge: float) -> Tensor:
-    """A part of the moments with λ on its diagonal; never singular, as of images that are all alike."""
-    size = gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=torch.finfo(torch.float32).tiny)
-    return inner + ridge * size.view(-1, 1, 1) * torch.eye(inner.shape[-1], dtype=inner.dtype, device=inner.device)
+    """A part of the moments with more on its diagonal: the ridge over each column's own, so that dead ones stay dead.
+
+    And a little of the mean of all, so that it is never singular, as of images that are all alike.
+    """
+    diagonal = inner.diagonal(dim1=-2, dim2=-1)
+    least = gram.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    return inner + torch.diag_embed(ridge * diagonal + min(ridge, _FLOOR) * least)
 
 
 def taken_up(gram: Tensor, weight: Tensor, kept: Tensor, gone: Tensor, ridge: float) -> Tensor:
-    """What the columns that stay take over, W_R G_RP (G_PP + λ I)⁻¹, [blocks, R, kept].
+    """What the columns that stay take over, W_R G_RP (G_PP + λ diag G_PP)⁻¹, [blocks, R, kept].
 
     Args:
         gram: Moments, [blocks, D, D].
         weight: [blocks, R, D].
         kept: Columns that stay, [blocks, kept].
         gone: Columns that go, [blocks, gone].
-        ridge: λ over the mean of the diagonal.
+        ridge: λ over the diagonal, see `ridged`.
     """
     rows = gram.gather(1, kept.unsqueeze(2).expand(-1, -1, gram.shape[2]))  # [blocks, kept, D]
     inner = rows.gather(2, kept.unsqueeze(1).expand(-1, kept.shape[1], -1))

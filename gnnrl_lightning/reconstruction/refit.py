@@ -1,11 +1,11 @@
 """New weights in closed form for the channels that stay.
 
 With P the columns that stay, R those that go and G the moments of the input, the error E‖W x − W' x_P‖² of the outputs
-is least at W' = W_P + W_R G_RP (G_PP + λ I)⁻¹: what goes is written as a combination of what stays, and the weight
-takes it up. Where something behind takes the mean, G is about the mean, and the bias (or BatchNorm's running mean)
-changes by (W − W') E[x]. One solution serves any error measure on the outputs, since each row has its own. No widths
-need a pass over images. He et al. (ICCV 2017) solve the same problem on sampled outputs; GRAIL (arXiv 2602.23795)
-mixes channels.
+is least at W' = W_P + W_R G_RP (G_PP + λ diag G_PP)⁻¹: what goes is written as a combination of what stays, and the
+weight takes it up. Where something behind takes the mean, G is about the mean, and the bias (or BatchNorm's running
+mean) changes by (W − W') E[x]. One solution serves any error measure on the outputs, since each row has its own. No
+widths need a pass over images. He et al. (ICCV 2017) solve the same problem on sampled outputs; GRAIL (arXiv
+2602.23795) mixes channels.
 """
 
 import torch

@@ -27,7 +27,7 @@ from gnnrl_lightning.topology.trace import Program, shape_of
 log = logging.getLogger(__name__)
 
 RIDGE = 0.3
-"""λ over the mean of G's diagonal: how much the images at hand may move a solution away from that of `refit`."""
+"""λ over G's diagonal: how much the images at hand may move a solution away from that of `refit`."""
 _BATCH = 64
 _SMALL_SCALE = 1e-3
 

@@ -1,6 +1,7 @@
 """What every importance of conf/importance has in common."""
 
 import copy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from oracle import Pruning
 from tiny_networks import traced
 from torch import Tensor, nn
 
-from gnnrl_lightning.config import build
+from gnnrl_lightning.config import RefitConfig, build
 from gnnrl_lightning.data import IMAGENET, HeldImages
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
 from gnnrl_lightning.pruning.importance.ranking import Ranking
 from gnnrl_lightning.pruning.verify import provable
+from gnnrl_lightning.reconstruction.reconstruction import Reconstruction
 from gnnrl_lightning.task import Task
 from gnnrl_lightning.topology import Topology, trace
 
@@ -46,7 +48,8 @@ def task_of(topology: Topology) -> Task:
 
 
 def rank(name: str, model: nn.Module, topology: Topology, **settings: Any) -> Ranking:
-    return importance(name, **settings)(model, task_of(topology), IMAGES, LABELS)
+    found = Reconstruction(model, topology, IMAGES, RefitConfig(images=len(IMAGES)))
+    return importance(name, **settings)(model, replace(task_of(topology), reconstruction=found), IMAGES, LABELS)
 
 
 @cache

@@ -11,7 +11,7 @@ from gnnrl_lightning.topology import Topology
 
 GENERATOR = torch.Generator()
 NAMES = sorted(path.stem for path in AGENTS.glob("*.yaml"))
-SEEDLESS = {"uniform", "netadapt", "global"}
+SEEDLESS = {"uniform", "netadapt", "global", "closed_form"}
 
 
 def propose(name: str, topology: Topology, seed: int, batch: int = 4) -> Tensor:

@@ -1,0 +1,174 @@
+"""New weights are those of least squares; what is a combination of what stays costs nothing; few images do no harm."""
+
+import logging
+
+import pytest
+import torch
+from closed_forms import closed_forms, error, pictures
+from torch import Tensor, nn
+
+from gnnrl_lightning.reconstruction.moments import Moments
+from gnnrl_lightning.reconstruction.refit import refit
+
+
+def solved_exactly(moments: list[Moments]) -> None:
+    """As good as no ridge, as least squares has none."""
+    for each in moments:
+        each.ridge = 1e-12
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_refit_is_least_squares(centred: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3, stride=2, bias=centred), nn.Flatten(), nn.Linear(16, 3)
+    )
+    found = closed_forms(model, pictures(200))
+    solved_exactly(found.statistics.moments)
+    kept = [[0, 2, 3], list(range(4))]
+    values = refit(found.statistics, found.topology.keep_mask(kept))
+    with torch.no_grad():
+        x = torch.relu(model[0](found.images[:]))
+        patches = nn.functional.unfold(x, 3, stride=2).transpose(1, 2).flatten(0, 1).double()
+        target = patches @ model[2].weight.flatten(1).T.double()
+        columns = patches.unflatten(1, (6, 9))[:, kept[0]].flatten(1)
+        if centred:
+            columns = torch.cat([columns, torch.ones(len(columns), 1)], 1)
+        solution = torch.linalg.lstsq(columns, target).solution.T
+    expected = solution[:, : 3 * 9].view(4, 3, 3, 3)
+    assert torch.allclose(values["2.weight"][:, kept[0]].double(), expected, atol=1e-4)
+    if centred:
+        assert torch.allclose(values["2.bias"].double(), solution[:, -1] + model[2].bias.double(), atol=1e-4)
+    else:
+        assert "2.bias" not in values
+    assert "0.weight" not in values and "4.weight" not in values  # nothing of what they read goes
+
+
+class Shared(nn.Module):
+    """One weight that reads two activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.both = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        return (self.both(x) + self.both(x.flip(3))).mean((2, 3))
+
+
+class Concatenated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 3, padding=1)
+        self.last = nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.cat([self.left(x).relu(), self.right(x).relu()], 1)).mean((2, 3))
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.block, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.last((x + self.block(x)).relu()).mean((2, 3))
+
+
+def chain(*layers: nn.Module) -> nn.Module:
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+NETWORKS = {
+    "conv": lambda: chain(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)),
+    "strided": lambda: chain(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3, stride=2)),
+    "no bias": lambda: chain(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3, bias=False)),
+    "grouped": lambda: chain(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3, groups=2)),
+    "transposed": lambda: chain(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 4, 3, stride=2)),
+    "depth-wise": lambda: chain(
+        nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    ),
+    "flattened": lambda: nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(72, 4)),
+    "shared": Shared,
+    "concatenated": Concatenated,
+    "residual": Residual,
+}
+
+
+def double(model: nn.Module) -> None:
+    """Channel 1 is twice channel 0, channel 5 is half of channel 4; in all layers but the last, so through sums too."""
+    for name, value in model.state_dict().items():
+        if value.dim() and len(value) == 8 and not (value.dim() > 1 and value.shape[1] == 1) and "running" not in name:
+            value[1], value[5] = 2 * value[0], value[4] / 2
+    for name, value in model.named_parameters():
+        if value.dim() > 1 and value.shape[:2] == (8, 1):  # depth-wise kernels: the same for what belongs together
+            value.data[1], value.data[5] = value.data[0], value.data[4]
+            model.get_parameter(name.replace("weight", "bias")).data.zero_()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_combinations_of_what_stays_cost_nothing(name: str) -> None:
+    torch.manual_seed(0)
+    model = NETWORKS[name]()
+    double(model)
+    found = closed_forms(model, pictures(1024), samples=64)
+    channels = {8: [0, 2, 3, 4, 6, 7], 4: [0, 2, 3]}  # grouped: a decision takes one channel of each block
+    kept = [channels.get(group.width, list(range(group.width))) for group in found.topology.groups]
+    assert sum(map(len, kept)) < int(found.topology.full_widths().sum())
+    others = pictures(64, seed=1)
+    assert error(found, kept, found.values(kept), others) < 2e-3 < 0.05 < error(found, kept, {}, others)
+
+
+def trained(width: int = 16) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, 5),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_few_images_do_no_harm(count: int, caplog: pytest.LogCaptureFixture) -> None:
+    model = trained()
+    with caplog.at_level(logging.INFO):
+        found = closed_forms(model, pictures(count))
+        half = [sorted(order[8:].tolist()) for order in found.orders]
+    others = pictures(64, seed=1)
+    assert error(found, half, found.values(half), others) <= 1.01 * error(found, half, {}, others)
+    if count == 1:
+        said = [message for message in caplog.messages if "the weights as they are" in message]
+        assert len(said) == 1 and "2.weight" in said[0]
+
+
+def test_constant_images_do_no_harm() -> None:
+    images = pictures(16)
+    images.pixels.fill_(90)
+    found = closed_forms(trained(), images)
+    half = [sorted(order[8:].tolist()) for order in found.orders]
+    assert all(value.isfinite().all() for value in found.values(half).values())
+
+
+def test_weights_that_are_not_finite_are_one_sentence() -> None:
+    model = trained()
+    model[2].weight.data[0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"^2.weight of the network has values that are not finite; load other"):
+        _ = closed_forms(model, pictures(4)).statistics
+
+
+def test_too_little_memory_is_one_sentence() -> None:
+    wide = nn.Sequential(nn.Conv2d(3, 512, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 4))
+    for model, memory in ((trained(), 1e-7), (wide, 1e-3)):
+        with pytest.raises(ValueError, match=r"refit\.memory_gb=.* is not enough") as caught:
+            _ = closed_forms(model, pictures(4), memory_gb=memory).statistics
+        assert "\n" not in str(caught.value)
+
+
+def test_refit_is_off_with_one_setting_and_the_same_images_give_the_same() -> None:
+    found = closed_forms(trained(), pictures(32), enabled=False)
+    assert found.values([[0], [0]]) == {}
+    first, second = (closed_forms(trained(), pictures(32)) for _ in range(2))
+    kept = [[0, 1, 2], [3, 4, 5]]
+    assert all(torch.equal(a, b) for a, b in zip(first.orders, second.orders, strict=True))
+    assert all(torch.equal(value, second.values(kept)[name]) for name, value in first.values(kept).items())
+    assert first.values([list(range(16))] * 2) == {}
