@@ -19,7 +19,6 @@ import argparse
 import logging
 import statistics
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +44,7 @@ from gnnrl_lightning.topology import trace
 NOWHERE = "There is no GPU here, so nothing is measured: run make gpu where there is one."
 RESERVE = 0.06
 """Share of the time that is kept for the start of Python and for the last tests."""
+USED = ("lr", "momentum", "weight_decay", "distill", "temperature")
 
 
 class ClosedForm:
@@ -137,7 +137,7 @@ def measured(options: argparse.Namespace, device: torch.device, started: float) 
         "torch": torch.__version__,
         "minutes": options.minutes,
         "images": {"train": len(images.train.labels), "test": len(images.test[1])},
-        "settings": asdict(SETTINGS) | {"batch": BATCH},
+        "settings": {name: getattr(SETTINGS, name) for name in USED} | {"batch": BATCH},
         "networks": [],
     }
     closed = {depth: ClosedForm(f"resnet{depth}", file, classes, images) for depth, file in files.items()}
