@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: install search test test-slow lint bench bench-costs coverage
+.PHONY: install search test test-slow lint bench bench-costs gpu coverage
 
 install: $(INSTALLED)
 
@@ -34,6 +34,10 @@ bench: $(INSTALLED)
 
 bench-costs: $(INSTALLED)
 	$(BIN)/python benchmarks/costs.py
+
+# make gpu DATA=<train/ and test/> WEIGHTS=<folder of resnet20*.th, resnet56*.th>
+gpu: $(INSTALLED)
+	$(BIN)/python benchmarks/gpu.py $(if $(DATA),--data "$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
 coverage: $(INSTALLED)
 	$(BIN)/python -m pip install --editable '.[coverage]'

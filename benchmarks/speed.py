@@ -35,7 +35,7 @@ from gnnrl_lightning.task import Task
 from gnnrl_lightning.topology import trace
 
 IMAGES, BATCH, EPISODES, ITERATIONS, ROLL_OUTS, REPEATS = 1000, 250, 16, 3, 20, 5
-BUDGET, DEVICE = 0.5, torch.device("cpu")
+BUDGET = 0.5
 
 
 class Clock(L.Callback):
@@ -46,20 +46,31 @@ class Clock(L.Callback):
         self.whole: list[float] = []
         self.bare: list[float] = []
 
+    def now(self) -> float:
+        """Seconds; what a GPU was told to do is done by then."""
+        if self.images.is_cuda:
+            torch.cuda.synchronize(self.images.device)
+        return time.perf_counter()
+
+    @property
+    def ratio(self) -> float:
+        """Of an iteration to its bare forward passes; the first one warms the kernels up."""
+        return sum(self.whole[1:]) / sum(self.bare[1:])
+
     def on_train_batch_start(self, *_: object) -> None:
-        self.started = time.perf_counter()
+        self.started = self.now()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:
-        self.whole.append(time.perf_counter() - self.started)
+        self.whole.append(self.now() - self.started)
         assert isinstance(module, SearchModule)
         rows = module.history[-EPISODES:]
         networks = [self.evaluator.network(torch.tensor(list(map(int, row["widths"].split())))) for row in rows]
-        started = time.perf_counter()
+        started = self.now()
         with torch.inference_mode():
             for network in networks:
                 for batch in self.images.split(BATCH):
                     network(batch)
-        self.bare.append(time.perf_counter() - started)
+        self.bare.append(self.now() - started)
 
 
 def milliseconds_per_step(module: SearchModule) -> float:
@@ -96,34 +107,37 @@ def frozen_over_trained(module: SearchModule, config: DictConfig, task: Task) ->
     return frozen / trained, trained
 
 
-def main() -> None:
+def timed_search(
+    device: torch.device, depth: int = 56, count: int = IMAGES
+) -> tuple[Clock, SearchModule, DictConfig, Task]:
+    """Searches a ResNet with random weights on so many random images, by the clock."""
     register()
     with initialize(version_base="1.3", config_path="../conf"):
-        config = compose("search", ["model=resnet56", f"budget={BUDGET}"])
+        config = compose("search", [f"model=resnet{depth}", f"budget={BUDGET}"])
     L.seed_everything(0, verbose=False)
-    model = resnet_cifar(56, 10).eval()
+    model = resnet_cifar(depth, 10).eval()
     topology = trace(model, torch.zeros(1, 3, 32, 32), min_keep=0.1)
-    images = HeldImages(torch.randint(256, (IMAGES, 3, 32, 32), dtype=torch.uint8), IMAGENET)
-    data = images, torch.randint(10, (IMAGES,))
+    images = HeldImages(torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8), IMAGENET)
+    data = images, torch.randint(10, (count,))
     env = PruningEnv(topology, Flops(topology), BUDGET, lambda widths: evaluator(widths))
     task = env.task(lambda: evaluator.ranking.scores)
-    evaluator = Evaluator(model, task, prune, Magnitude(1), NoRecovery(), data, data, IMAGES, BATCH, DEVICE)
-    agent = build(config.agent, task=task)
-    module = SearchModule(agent, env, EPISODES * ITERATIONS, seed=0, settings={})
-    clock = Clock(evaluator, images.to(DEVICE, memory_format=torch.channels_last)[:])
+    evaluator = Evaluator(model, task, prune, Magnitude(1), NoRecovery(), data, data, count, BATCH, device)
+    module = SearchModule(build(config.agent, task=task), env, EPISODES * ITERATIONS, seed=0, settings={})
+    clock = Clock(evaluator, images.to(device, memory_format=torch.channels_last)[:])
     trainer = L.Trainer(
-        accelerator=DEVICE.type, max_epochs=ITERATIONS, logger=False, callbacks=[clock], enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
+        accelerator=device.type, devices=1, max_epochs=ITERATIONS, logger=False, callbacks=[clock],
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module)
+    return clock, module, config, task
 
-    device = f"{DEVICE.type.upper()}, {torch.get_num_threads()} threads"
-    table = Table(title=f"speed of the search, ResNet-56 ({device})")
+
+def main() -> None:
+    clock, module, config, task = timed_search(torch.device("cpu"))
+    table = Table(title=f"speed of the search, ResNet-56 (CPU, {torch.get_num_threads()} threads)")
     for column in ("what", "value", "bar"):
         table.add_column(column, justify="right" if column != "what" else "left")
-    # The first iteration warms the kernels up.
-    ratio = sum(clock.whole[1:]) / sum(clock.bare[1:])
-    table.add_row(f"iteration of {EPISODES} episodes / bare forward passes", f"{ratio:.2f}×", "1.30×")
+    table.add_row(f"iteration of {EPISODES} episodes / bare forward passes", f"{clock.ratio:.2f}×", "1.30×")
     table.add_row("roll-out, per episode and step", f"{milliseconds_per_step(module):.2f} ms", "5 ms")
     frozen, learning = frozen_over_trained(module, config, task)
     iteration = sum(clock.whole[1:]) / len(clock.whole[1:])

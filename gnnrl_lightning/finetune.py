@@ -19,6 +19,22 @@ Curve = list[dict[str, float]]
 """How a training went: {"images": training images seen, "top1": top-1 in % on the reward split} of each validation."""
 
 
+def distilled(loss: Tensor, scores: Tensor, said: Tensor, share: float, temperature: float) -> Tensor:
+    """A loss of which a share is the distance from a teacher's scores (Hinton et al. 2015).
+
+    Args:
+        loss: On the labels.
+        scores: The network's, [B, classes].
+        said: The teacher's, [B, classes].
+        share: In [0, 1].
+        temperature: What both scores are divided by; the distance is multiplied with its square, which keeps the size
+            of its gradient.
+    """
+    target = F.log_softmax(said / temperature, 1)
+    distance = F.kl_div(F.log_softmax(scores / temperature, 1), target, reduction="batchmean", log_target=True)
+    return (1 - share) * loss + share * temperature**2 * distance
+
+
 class SupervisedModule(L.LightningModule):
     """Cross-entropy, SGD with momentum, and a cosine schedule to 0 over the whole training.
 
@@ -105,11 +121,9 @@ class SupervisedModule(L.LightningModule):
         scores = self(images)
         loss = F.cross_entropy(scores, labels, label_smoothing=self.settings.label_smoothing)
         for teacher in self._teacher:
-            share, heat = self.settings.distill, self.settings.temperature
             with torch.no_grad():
-                target = F.log_softmax(teacher(images.to(memory_format=self.layout)) / heat, 1)
-            distance = F.kl_div(F.log_softmax(scores / heat, 1), target, reduction="batchmean", log_target=True)
-            loss = (1 - share) * loss + share * heat**2 * distance
+                said = teacher(images.to(memory_format=self.layout))
+            loss = distilled(loss, scores, said, self.settings.distill, self.settings.temperature)
         self.log(f"{self.stage}/train_loss", loss, prog_bar=True)
         return loss
 

@@ -68,15 +68,18 @@ class MemoryImages:
         return self.pixels[torch.as_tensor(rows)]
 
     def augmented(self, rows: Sequence[int], flip: bool, generator: torch.Generator) -> Tensor:
-        """Pad by 4 black pixels, cut at a random place and, with `flip`, mirror every other image."""
-        batch, side = len(rows), self.side
+        """Pad by 4 black pixels, cut at a random place and, with `flip`, mirror every other image.
+
+        The generator is where the pixels are.
+        """
+        batch, side, device = len(rows), self.side, self.pixels.device
         padded = F.pad(self.evaluation(rows), [_PADDING] * 4)
-        shift = torch.randint(2 * _PADDING + 1, (2, batch, 1), generator=generator)
-        y, x = shift + torch.arange(side)  # [B, S] each
+        shift = torch.randint(2 * _PADDING + 1, (2, batch, 1), generator=generator, device=device)
+        y, x = shift + torch.arange(side, device=device)  # [B, S] each
         if flip:
-            mirrored = torch.rand(batch, 1, generator=generator) < 0.5
+            mirrored = torch.rand(batch, 1, generator=generator, device=device) < 0.5
             x = torch.where(mirrored, x.flip(1), x)
-        image = torch.arange(batch).view(-1, 1, 1)
+        image = torch.arange(batch, device=device).view(-1, 1, 1)
         return padded[image, :, y.unsqueeze(2), x.unsqueeze(1)].permute(0, 3, 1, 2).contiguous()
 
 
