@@ -10,6 +10,10 @@ from gnnrl_lightning.reconstruction.readers import Reader
 _RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _NOTHING = 1e-9
 """Part of an error that counts as none."""
+_HONEST = 2.0
+"""How much larger an error on other images may be than on its own if a smaller ridge is to be preferred."""
+_SMALL = 1e-3
+"""Part of what there is to lose that is small whatever it is on other images."""
 _FLOOR = 1e-6
 _TRIAL_ROWS = 128
 _WORTH = 0.05
@@ -136,7 +140,12 @@ def validated(halves: Tensor, weight: Tensor, kept: Tensor, gone: Tensor) -> tup
     best = min(other for _, _, other in tried)
     if not best < as_is:
         return None, 1.0
-    ridge, own, other = next(each for each in tried if each[2] <= best + _WORTH * (as_is - best))
+    near = [each for each in tried if each[2] <= best + _WORTH * (as_is - best)]
+    # What fits its own images by heart may do well on others, but its error says nothing.
+    honest = [each for each in near if each[2] <= _HONEST * each[1] + _SMALL * as_is] or [
+        min(near, key=lambda each: each[2])
+    ]
+    ridge, own, other = honest[0]
     # The gap goes with the unknowns over the samples: of twice the samples it is about the root.
     return ridge, max(other / max(own, _NOTHING * as_is), 1.0) ** 0.5
 
