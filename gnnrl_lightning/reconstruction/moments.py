@@ -11,7 +11,7 @@ _RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _NOTHING = 1e-9
 """Part of an error that counts as none."""
 _HONEST = 2.0
-"""How much larger an error on other images may be than on its own if a smaller ridge is to be preferred."""
+"""Up to how much optimism errors that G tells are to be believed."""
 _SMALL = 1e-3
 """Part of what there is to lose that is small whatever it is on other images."""
 _FLOOR = 1e-6
@@ -38,6 +38,7 @@ class Moments:
         ridge: λ over G's diagonal with which solutions hold best on images that they were not made from;
             None where none is better there than the weights as they are.
         optimism: How much larger an error is on other images than the one that G tells.
+        share: What a solution leaves there of the error of weights as they are.
     """
 
     reader: Reader
@@ -48,6 +49,12 @@ class Moments:
     samples: int
     ridge: float | None
     optimism: float
+    share: float
+
+    @property
+    def tells(self) -> bool:
+        """Whether G tells the errors of solutions: not where these were fitted by heart, from too few samples."""
+        return self.ridge is not None and self.optimism <= _HONEST
 
     def flat(self, matrix: Tensor) -> Tensor:
         """A weight [blocks, rows, channels, taps] as [blocks, R, D]: taps are rows of their own where mixed."""
@@ -108,7 +115,7 @@ def scattered(change: Tensor, kept: Tensor, shape: torch.Size) -> Tensor:
     return change.new_zeros(shape).scatter_(2, kept.unsqueeze(1).expand(-1, shape[1], -1), change)
 
 
-def validated(halves: Tensor, weight: Tensor, kept: Tensor, gone: Tensor) -> tuple[float | None, float]:
+def validated(halves: Tensor, weight: Tensor, kept: Tensor, gone: Tensor) -> tuple[float | None, float, float]:
     """The ridge with which solutions hold best on images that they were not made from, and how optimistic they are.
 
     A trial: these columns go, what stays is solved on one half of the images, and the error on the other half counts;
@@ -122,8 +129,8 @@ def validated(halves: Tensor, weight: Tensor, kept: Tensor, gone: Tensor) -> tup
         gone: Columns that go, [blocks, gone].
 
     Returns:
-        The ridge, None where none is better than leaving the weights; and the error on other images over the error on
-        the same ones, from twice as many images as a half has.
+        The ridge, None where none is better than leaving the weights; the error on other images over the error on the
+        same ones, from twice as many images as a half has; and over the error of the weights as they are.
     """
     if weight.shape[1] > _TRIAL_ROWS:  # sums of rows with random signs: their errors are on average those of the rows
         signs = torch.randint(0, 2, (_TRIAL_ROWS, weight.shape[1]), generator=torch.Generator().manual_seed(0))
@@ -139,15 +146,12 @@ def validated(halves: Tensor, weight: Tensor, kept: Tensor, gone: Tensor) -> tup
         tried.append((ridge, own, other))
     best = min(other for _, _, other in tried)
     if not best < as_is:
-        return None, 1.0
-    near = [each for each in tried if each[2] <= best + _WORTH * (as_is - best)]
-    # What fits its own images by heart may do well on others, but its error says nothing.
-    honest = [each for each in near if each[2] <= _HONEST * each[1] + _SMALL * as_is] or [
-        min(near, key=lambda each: each[2])
-    ]
-    ridge, own, other = honest[0]
+        return None, 1.0, 1.0
+    ridge, own, other = next(each for each in tried if each[2] <= best + _WORTH * (as_is - best))
+    if other <= _SMALL * as_is:
+        own = max(own, other)  # next to nothing is lost, whatever the ratio of what is left
     # The gap goes with the unknowns over the samples: of twice the samples it is about the root.
-    return ridge, max(other / max(own, _NOTHING * as_is), 1.0) ** 0.5
+    return ridge, max(other / max(own, _NOTHING * as_is), 1.0) ** 0.5, other / as_is
 
 
 def _error(gram: Tensor, change: Tensor) -> float:

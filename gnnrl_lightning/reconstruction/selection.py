@@ -140,7 +140,9 @@ class Selection:
         felt = moments.flat(felt)  # where mixed, the same S for every tap
         energy = felt.mT @ felt
         inverse = None
-        if refitted and moments.ridge is not None:
+        if refitted and not moments.tells:
+            energy = energy * moments.share
+        elif refitted and moments.ridge is not None:
             factor = torch.linalg.cholesky(ridged(moments.gram, moments.gram, moments.ridge))
             inverse, energy = torch.cholesky_inverse(factor), energy * moments.optimism
         for group in owner[owner >= 0].unique().tolist():

@@ -232,7 +232,7 @@ class _Taking:
 
         mean = sums["mean"].sum(0) / samples.sum()
         gram = about_mean(sums["gram"].sum(0), mean, samples.sum())
-        moments = Moments(reader, gram, mean, sensitivity, mixed, int(samples.sum()), None, 1.0)
+        moments = Moments(reader, gram, mean, sensitivity, mixed, int(samples.sum()), None, 1.0, 1.0)
         if samples.min() > 0:
             parts = zip(sums["gram"], sums["mean"], samples, strict=True)
             halves = torch.stack([about_mean(total, first / count, count) for total, first, count in parts])
@@ -240,7 +240,7 @@ class _Taking:
             felt = (sensitivity @ matrix.flatten(2)).unflatten(2, matrix.shape[2:])
             rows = moments.flat(felt if felt.any() else matrix)
             kept, gone = (moments.columns(part).to(rows.device) for part in _every_second(reader.slots >= 0))
-            moments.ridge, moments.optimism = validated(halves, rows, kept, gone)
+            moments.ridge, moments.optimism, moments.share = validated(halves, rows, kept, gone)
         return moments
 
 
