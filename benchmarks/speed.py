@@ -6,13 +6,18 @@ On ResNet-56 with random weights and images, all measured in one process:
   networks on the same 1,000 images (bar: 1.3);
 * step: whole roll-outs of 16 episodes without their rewards, the landing on the budget included, over the steps that
   the episodes took, in milliseconds (bar: 5);
+* closed form: the statistics of the readers, the error curves and the plans together, and one refit, over one reward
+  evaluation with all defaults (bars: 4 and 0.05); and the most memory that the statistics take, by turns with rewards;
 * frozen encoder: learning from 16 episodes with agent.freeze_encoder=true over learning with all of the agent, by
   turns, and what that makes of the time of an iteration.
 """
 
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import lightning as L
 import torch
@@ -21,14 +26,16 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from gnnrl_lightning.config import build, register
+from gnnrl_lightning.config import RefitConfig, build, register
 from gnnrl_lightning.cost.flops import Flops
 from gnnrl_lightning.data import IMAGENET, HeldImages
 from gnnrl_lightning.evaluation.evaluator import Evaluator
-from gnnrl_lightning.evaluation.recovery import NoRecovery
+from gnnrl_lightning.evaluation.recovery import BatchNormRecovery, NoRecovery, recalibrate
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
 from gnnrl_lightning.pruning.importance.magnitude import Magnitude
+from gnnrl_lightning.pruning.importance.reconstruction import ReconstructionError
 from gnnrl_lightning.pruning.surgery import prune
+from gnnrl_lightning.reconstruction.reconstruction import Reconstruction
 from gnnrl_lightning.search.environment import PruningEnv
 from gnnrl_lightning.search.module import SearchModule
 from gnnrl_lightning.task import Task
@@ -107,6 +114,58 @@ def frozen_over_trained(module: SearchModule, config: DictConfig, task: Task) ->
     return frozen / trained, trained
 
 
+@dataclass
+class ClosedForm:
+    """Seconds of one reward evaluation and of what is found in closed form; bytes of the statistics."""
+
+    reward: float
+    finding: float
+    refit: float
+    peak_bytes: int
+
+
+def closed_form(device: torch.device, depth: int = 56) -> ClosedForm:
+    """Times what comes before a search against the rewards of one, each several times by turns."""
+    L.seed_everything(0, verbose=False)
+    model = resnet_cifar(depth, 10).eval()
+    topology = trace(model, torch.zeros(1, 3, 32, 32), min_keep=0.1)
+    images = HeldImages(torch.randint(256, (1024, 3, 32, 32), dtype=torch.uint8), IMAGENET)
+    data = images, torch.zeros(len(images), dtype=torch.long)
+    recalibrate(model, images, BATCH)
+    env = PruningEnv(topology, Flops(topology), BUDGET, lambda widths: 0.0)
+    times: dict[str, list[float]] = {"reward": [], "finding": [], "refit": []}
+
+    def timed(name: str, function: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        result = function()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times[name].append(time.perf_counter() - started)
+        return result
+
+    def found() -> Evaluator:
+        task = env.task(list, reconstruction=Reconstruction(model, topology, images.to(device), RefitConfig()))
+        recovery = BatchNormRecovery(512, 128)
+        evaluator = Evaluator(
+            model, task, prune, ReconstructionError(), recovery, data, data, IMAGES, BATCH, device
+        )  # fmt: skip
+        assert evaluator.plans
+        return evaluator
+
+    for _ in range(REPEATS):
+        evaluator = timed("finding", found)
+        widths = next(iter(evaluator.plans.values()))
+        timed("refit", partial(evaluator.values, evaluator.kept(widths)))
+        timed("reward", partial(evaluator, widths))
+    statistics_of = evaluator.reconstruction.statistics.moments
+    held = [each for moments in statistics_of for each in (moments.gram, moments.mean, moments.sensitivity)]
+    # Both halves of the images have sums of their own.
+    return ClosedForm(
+        **{name: statistics.median(values) for name, values in times.items()},
+        peak_bytes=2 * sum(each.numel() * each.element_size() for each in held),
+    )
+
+
 def timed_search(
     device: torch.device, depth: int = 56, count: int = IMAGES
 ) -> tuple[Clock, SearchModule, DictConfig, Task]:
@@ -141,6 +200,10 @@ def main() -> None:
     table.add_row("roll-out, per episode and step", f"{milliseconds_per_step(module):.2f} ms", "5 ms")
     frozen, learning = frozen_over_trained(module, config, task)
     iteration = sum(clock.whole[1:]) / len(clock.whole[1:])
+    found = closed_form(torch.device("cpu"))
+    table.add_row("statistics + selection + plans / a reward", f"{found.finding / found.reward:.2f}×", "4.00×")
+    table.add_row("refit / a reward", f"{found.refit / found.reward:.3f}×", "0.050×")
+    table.add_row("memory of the statistics", f"{found.peak_bytes / 2**20:.0f} MiB", "")
     table.add_row("learning, encoder frozen / trained", f"{frozen:.2f}×", "")
     table.add_row("iteration, encoder frozen / trained", f"{1 - (1 - frozen) * learning / iteration:.2f}×", "")
     Console().print(table)

@@ -80,6 +80,24 @@ class RefitConfig:
 
 
 @dataclass
+class FinishConfig:
+    """What the pruned network learns from the unpruned one's activations, without labels; see `finish`."""
+
+    steps: int = 240
+    """Steps of Adam; 0: none."""
+    batch_size: int = 32
+    """Images a step."""
+    lr: float = 5e-4
+    """Learning rate at its highest."""
+
+    def check(self) -> None:
+        """Raise ValueError for values out of range."""
+        _require(self.steps >= 0, "finish.steps", self.steps, "at least 0")
+        _require(self.batch_size >= 1, "finish.batch_size", self.batch_size, "at least 1")
+        _require(self.lr > 0, "finish.lr", self.lr, "above 0")
+
+
+@dataclass
 class SearchConfig:
     """Settings of search.py."""
 
@@ -141,6 +159,8 @@ class SearchConfig:
     """Where the search begins: closed_form, the plan of the error curves; paper, as the agent's paper says."""
     base: FitConfig = field(default_factory=FitConfig)
     """Training of the base network where there are no weights."""
+    finish: FinishConfig = field(default_factory=FinishConfig)
+    """What the pruned network learns without labels."""
     finetune: FitConfig = field(default_factory=FitConfig)
     """Fine-tuning of the pruned network at the end."""
 
@@ -161,6 +181,7 @@ class SearchConfig:
         _require(self.divisor >= 1, "divisor", self.divisor, "at least 1")
         _require(self.start in ("closed_form", "paper"), "start", self.start, "closed_form or paper")
         self.refit.check()
+        self.finish.check()
         self.base.check("base")
         self.finetune.check("finetune")
         _require(self.base.distill == 0, "base.distill", self.base.distill, "0: there is no larger network yet")
@@ -242,7 +263,7 @@ def typed(config: DictConfig, schema: type[SearchConfig] | type[TrainConfig]) ->
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     values: dict[str, Any] = {}
     for name, each in schema.__dataclass_fields__.items():
-        if each.type in (FitConfig, RefitConfig):
+        if each.type in (FitConfig, RefitConfig, FinishConfig):
             values[name] = each.type(**resolved[name])
         else:
             values[name] = config[name] if each.type is Any else resolved[name]

@@ -49,6 +49,15 @@ def ranks_of(config: DictConfig) -> int:
     return build_trainer(config, [], [], enable_progress_bar=False).world_size
 
 
+def join_ranks(config: DictConfig) -> None:
+    """Starts the processes that train and search together and connects them, where there are several; once."""
+    trainer = build_trainer(config, [], [], enable_progress_bar=False)
+    if trainer.world_size > 1 and not torch.distributed.is_initialized():
+        launcher = trainer.strategy.launcher
+        assert launcher is not None
+        launcher.launch(trainer.strategy.setup_environment, trainer=None)
+
+
 def fit(
     model: nn.Module,
     data: ImageDataModule,

@@ -19,12 +19,12 @@ from gnnrl_lightning.config import SearchConfig, build, typed
 from gnnrl_lightning.data import ImageDataModule, Preprocessing
 from gnnrl_lightning.data.held_out import TRAIN
 from gnnrl_lightning.evaluation.evaluator import Evaluator
-from gnnrl_lightning.evaluation.final import final_network
+from gnnrl_lightning.evaluation.final import final_network, finished
 from gnnrl_lightning.evaluation.measure import budget_check, speeds, test_top1, weight_bytes
 from gnnrl_lightning.export import check_formats, check_saved, export
 from gnnrl_lightning.files import write_json
 from gnnrl_lightning.finetune import Curve
-from gnnrl_lightning.fitting import device_of, fit, ranks_of
+from gnnrl_lightning.fitting import device_of, fit, join_ranks, ranks_of
 from gnnrl_lightning.models.factory import ModelSpec, check_model, create_model, preprocessing_of
 from gnnrl_lightning.pruning.apply import make_plan, placed, planned_widths, save_pruned
 from gnnrl_lightning.pruning.importance.reconstruction import ReconstructionError
@@ -152,6 +152,7 @@ def _prune(config: DictConfig) -> float:
             log_input(logger, Path(str(cfg.plan)).parent, f"{spec.name}-{data.name}", earlier.about)
         if cfg.weights is None:
             train_base(original, spec, str(unpruned.program), data, cfg.base, config, logger)
+        join_ranks(config)
         clock["search"] = time.perf_counter()
         count = min(cfg.reward_images or len(reward[1]), len(reward[1]))
         evaluator = Evaluator(
@@ -170,7 +171,7 @@ def _prune(config: DictConfig) -> float:
         )
         module = run_agent(config, cfg, agent, env, folder, logger, task.plans)
         widths, whole = evaluator.winner(module.finalists(cfg.finalists), module.best["reward"])
-        clock["finetune"] = time.perf_counter()
+        clock["finish"] = time.perf_counter()
 
         kept = evaluator.kept(widths)
         about = {"budget": cfg.budget, "cost": cost.name, "seed": cfg.seed, "agent": choice("agent")}
@@ -183,13 +184,22 @@ def _prune(config: DictConfig) -> float:
         plan = make_plan(topology, kept)
         plan = replace(earlier.then(plan) if earlier else plan, model=network, data=served, about=about)
         finetunes = bool(cfg.finetune.epochs and cfg.finetune.max_steps)
-        final = final_network(evaluator, kept, cfg.refit.sequential and not finetunes)
+        final = final_network(evaluator, kept, cfg.refit.sequential and not (finetunes or cfg.finish.steps))
         pruned = final.network
         images = data.test_dataloader()
         top1 = {"original": test_top1(original, images, device, "original")}
         top1["pruned"] = test_top1(pruned, images, device, "pruned")
         write = rank_zero_only(save_pruned)
         write(folder, pruned, plan)
+        learned = None
+        if cfg.finish.steps:
+            shown = data.training_images(cfg.finish.batch_size, device, evaluator.layout)
+            learned = finished(evaluator, kept, pruned, shown, cfg.finish)
+        if learned is not None and learned.taken:
+            pruned = learned.network
+            top1["finished"] = test_top1(pruned, images, device, "finished")
+            write(folder, pruned, plan)
+        clock["finetune"] = time.perf_counter()
         curve: Curve = []
         if finetunes:
             checkpoint = folder / "checkpoints" / "finetune.ckpt"
@@ -239,6 +249,7 @@ def _prune(config: DictConfig) -> float:
                 ),
                 "levels": {"uniform": env.reward(task.uniform)} | opened(env, evaluator.plans if task.plans else {}),
                 "weights": {"from": final.weights, "rewards": final.rewards},
+                "finish": learned and {"error": learned.error, "divergence": learned.divergence},
                 "export": exported,
                 "reward": {"best_seen": module.best["reward"], "whole_split": whole},
                 "reward_top1_original": test_top1(original, data.val_dataloader(), device, "original, reward split"),

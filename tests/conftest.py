@@ -25,7 +25,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Overrides of a search that takes seconds; all that use them share one base network."""
     settings = (
         "model=resnet20 budget=0.5 episodes=24 agent.episodes_per_iteration=2 base.epochs=2 base.max_steps=10 "
-        "finetune.max_steps=1 reward_images=50 finalists=2 recovery.images=64 trainer=cpu"
+        "finish.steps=2 finetune.max_steps=1 reward_images=50 finalists=2 recovery.images=64 trainer=cpu"
     )
     return [*settings.split(), f"paths.cache={tmp_path_factory.mktemp('cache')}"]
 

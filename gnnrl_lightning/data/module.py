@@ -1,6 +1,7 @@
 """What all data modules share: the cut into train, reward and test, the loaders, and tensors for the search."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,21 @@ class ImageDataModule(LightningDataModule, ABC):
         apart = None if files is None else read_like(files, test, self.preprocessing)
         self.splits = cut_splits(images, test, apart, self.reward_split, self.reward_images)
 
+    def training_images(self, batch_size: int, device: torch.device, layout: torch.memory_format) -> Iterator[Tensor]:
+        """Augmented training images without their labels, [N, 3, S, S] on a device, for as long as they are asked for.
+
+        Args:
+            batch_size: Images a batch; where there are fewer, all of them.
+            device: Where they are wanted.
+            layout: Their memory format.
+        """
+        loader = self._shuffled(
+            min(batch_size, len(self.splits["train"].labels)), torch.Generator().manual_seed(self.seed)
+        )
+        while True:
+            for images, _ in loader:
+                yield images.to(device, memory_format=layout)
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Augmented and shuffled training images; every call starts the same random sequence anew."""
         rank = self.trainer.global_rank if self.trainer is not None else 0
@@ -194,16 +210,7 @@ class ImageDataModule(LightningDataModule, ABC):
         if self._resumed is not None:
             self._generator.set_state(self._resumed)
             self._resumed = None
-        train = SplitDataset(self.splits["train"], self.preprocessing, self.flip, self._generator)
-        return self._loader(
-            train,
-            batch_size=self.batch_size,
-            shuffle=True,
-            generator=self._generator,
-            worker_init_fn=_seed_worker,
-            # Batch normalisation cannot train on a last batch of one image.
-            drop_last=len(train) >= self.batch_size,
-        )
+        return self._shuffled(self.batch_size, self._generator)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The reward split, as it is evaluated."""
@@ -216,6 +223,18 @@ class ImageDataModule(LightningDataModule, ABC):
     def evaluation_loader(self, split: str) -> DataLoader[Batch]:
         """A split in its fixed order, as it is evaluated."""
         return self._loader(SplitDataset(self.splits[split], self.preprocessing), batch_size=self.eval_batch_size)
+
+    def _shuffled(self, batch_size: int, generator: torch.Generator) -> DataLoader[Batch]:
+        train = SplitDataset(self.splits["train"], self.preprocessing, self.flip, generator)
+        return self._loader(
+            train,
+            batch_size=batch_size,
+            shuffle=True,
+            generator=generator,
+            worker_init_fn=_seed_worker,
+            # Batch normalisation cannot train on a last batch of one image.
+            drop_last=len(train) >= batch_size,
+        )
 
     def _loader(self, dataset: SplitDataset, **options: Any) -> DataLoader[Batch]:
         return DataLoader(

@@ -105,7 +105,7 @@ class Evaluator:
         self._reward = self._place(reward)
         self._train = self._place(train)
         # Now, before an importance puts a copy that it has trained in the network's place.
-        self._said = None if unpruned is None else self._said_by(unpruned.to(device), reward[0])
+        self._said = None if unpruned is None else self.said_by(unpruned.to(device))
         self.ranking = importance(self.model, task, *self._first(importance.images))
         self.model = self.ranking.model or self.model
         self.reconstruction = task.reconstruction and task.reconstruction.of(self.model)
@@ -172,6 +172,19 @@ class Evaluator:
         """Reward of a finished network on the whole reward split."""
         return self._judge(network, len(self._reward[1]))
 
+    @torch.no_grad()
+    def said_by(self, network: nn.Module) -> Tensor:
+        """What a network says of the whole reward split: log-probabilities, [N, classes]."""
+        images, _ = self._reward
+        layout = to_fastest_layout(network, self.example)
+        placed = images.to(self.device, memory_format=layout)
+        return log_probabilities(network, placed, len(images), self.batch_size)
+
+    @property
+    def example(self) -> Tensor:
+        """Two images, as networks take them."""
+        return self._reward[0][:2]
+
     def _reward_on(self, count: int, widths: Tensor) -> float:
         # No cache: a recovery that trains would go on with the weights of its first step.
         with torch.autocast(self.device.type, torch.bfloat16, self.bfloat16, cache_enabled=False):
@@ -185,11 +198,6 @@ class Evaluator:
                 return -divergence(self._said[:count], mine)
             hits = correct(network, images, labels[:count], self.batch_size)
         return 100.0 * hits / count - 100.0
-
-    def _said_by(self, unpruned: nn.Module, images: HeldImages) -> Tensor:
-        layout = to_fastest_layout(unpruned, images[:2].to(self.device))
-        placed = images.to(self.device, memory_format=layout)
-        return log_probabilities(unpruned, placed, len(images), self.batch_size)
 
     def _first(self, count: int | None) -> tuple[HeldImages, Tensor]:
         """The first `count` training images and labels; None: all."""

@@ -1,14 +1,26 @@
-"""The network that a search hands on: without its channels, refitted, recovered."""
+"""The network that a search hands on: without its channels, refitted, recovered, finished."""
 
+import copy
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from gnnrl_lightning.evaluation.evaluator import Evaluator
-from gnnrl_lightning.pruning.verify import verified
+from gnnrl_lightning.config import FinishConfig
+from gnnrl_lightning.evaluation.evaluator import Evaluator, divergence
+from gnnrl_lightning.pruning.program import tensors_of
+from gnnrl_lightning.pruning.rewrite import rewrite
+from gnnrl_lightning.pruning.verify import relative_error, verified
+from gnnrl_lightning.reconstruction.finish import finish, targets
 
 log = logging.getLogger(__name__)
+
+_SAME = 1e-3
+"""Relative error between two forms of one network, on whatever device."""
+_LAST = 10
+"""Steps over which the error in the end is averaged."""
 
 
 @dataclass(frozen=True)
@@ -51,3 +63,73 @@ def final_network(evaluator: Evaluator, kept: list[list[int]], sequential: bool)
     best = max(rewards, key=rewards.__getitem__)  # of equal ones the simple one
     log.info("rewards on the whole reward split: %s", ", ".join(f"{name} {x:.2f}" for name, x in rewards.items()))
     return Final(other if best == "refitted in sequence" else network, best, rewards)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A network that has learned the unpruned one's activations, and whether that was worth it.
+
+    Attributes:
+        network: In eval mode; the very network that was given where it was not.
+        divergence: From the unpruned network's scores on the whole reward split, in nats, before and after.
+        error: Of the activations, relative to their variance, in the first and in the last steps.
+    """
+
+    network: nn.Module
+    divergence: tuple[float, float]
+    error: tuple[float, float]
+
+    @property
+    def taken(self) -> bool:
+        """Whether the network came nearer to the unpruned one on images that it did not learn from."""
+        return self.divergence[1] < self.divergence[0]
+
+
+def finished(
+    evaluator: Evaluator, kept: list[list[int]], network: nn.Module, batches: Iterator[Tensor], settings: FinishConfig
+) -> Finished | None:
+    """Lets the final network learn the unpruned one's activations, and takes that where rewards' images say so.
+
+    Args:
+        evaluator: Of the search.
+        kept: The channels of each group that stay.
+        network: From `final_network`; unchanged.
+        batches: Augmented training images, [N, 3, H, W].
+        settings: How long.
+
+    Returns:
+        None where the network cannot be run as a graph beside the unpruned one.
+    """
+    model, topology = evaluator.model, evaluator.topology
+    student = rewrite(model, topology, kept)
+    _copy_tensors(network, student)
+    example = evaluator.example
+    if relative_error(student.eval()(example), network(example)) > _SAME:
+        log.info("nothing is finished: %s is another function as a graph", type(network).__name__)
+        return None
+    compared = targets(topology, topology.keep_mask(kept))
+    losses = finish(
+        student, rewrite(model, topology, topology.all_channels()), compared, batches, settings.steps, settings.lr
+    )
+    result = copy.deepcopy(network)
+    _copy_tensors(student, result)
+    said = evaluator.said_by(model)
+    before, after = (divergence(said, evaluator.said_by(each)) for each in (network, result))
+    last = losses[-_LAST:]
+    found = Finished(result.eval(), (before, after), (losses[0], sum(last) / len(last)))
+    log.info(
+        "finished: error of the activations %.3f to %.3f; divergence from the unpruned network %.4f to %.4f%s",
+        *found.error,
+        *found.divergence,
+        "" if found.taken else ": not taken",
+    )
+    return found if found.taken else replace(found, network=network)
+
+
+@torch.no_grad()
+def _copy_tensors(source: nn.Module, target: nn.Module) -> None:
+    """Gives a network the tensors that have the same names in another."""
+    values = tensors_of(source)
+    for name, value in tensors_of(target).items():
+        if name in values:
+            value.copy_(values[name])

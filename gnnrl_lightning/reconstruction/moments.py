@@ -16,6 +16,8 @@ _SMALL = 1e-3
 """Part of what there is to lose that is small whatever it is on other images."""
 _FLOOR = 1e-6
 _TRIAL_ROWS = 128
+_RISEN = 1.05
+"""How far an error must rise above its least before no larger ridge is tried."""
 _WORTH = 0.05
 """Of what can be gained, what a smaller ridge may miss: the whole of the images wants a smaller one than their half."""
 
@@ -144,6 +146,8 @@ def validated(halves: Tensor, weight: Tensor, kept: Tensor, gone: Tensor) -> tup
             change = lost + scattered(taken_up(halves[here], weight, kept, gone, ridge), kept, weight.shape)
             own, other = own + _error(halves[here], change), other + _error(halves[there], change)
         tried.append((ridge, own, other))
+        if other > _RISEN * min(other for _, _, other in tried):
+            break
     best = min(other for _, _, other in tried)
     if not best < as_is:
         return None, 1.0, 1.0

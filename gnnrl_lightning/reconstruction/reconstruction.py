@@ -1,6 +1,6 @@
 """What seconds can find about a network without training: new weights, an order of channels, error curves."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -30,6 +30,8 @@ class Reconstruction:
     topology: Topology
     images: HeldImages
     settings: RefitConfig
+    _known: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
+    """Error curves by group and order."""
 
     def of(self, model: nn.Module) -> "Reconstruction":
         """The same of another network of this topology."""
@@ -37,19 +39,24 @@ class Reconstruction:
 
     @cached_property
     def statistics(self) -> Statistics:
-        """Of the readers, from the whole network; under DDP each rank looks at a part of the images."""
+        """Of the readers, from the whole network. Ranks must ask together: each looks at a part of the images."""
         return collect(self.model, self.topology, self._placed_images(), self.settings.samples, self.settings.memory_gb)
 
     @cached_property
     def orders(self) -> list[Tensor]:
         """The channels of each group as they go, the first one first, [width] each."""
         selection = self._selection()
-        return [selection.order(group) for group in range(len(self.topology.groups))]
+        orders = [selection.order(group) for group in range(len(self.topology.groups))]
+        self._known = {_key(group, order): selection.curve(group, order) for group, order in enumerate(orders)}
+        return orders
 
     def curves(self, orders: list[Tensor]) -> list[Tensor]:
         """What each group's readers lose at widths 0 to all if its channels go in these orders, [width + 1] each."""
-        selection = self._selection()
-        return [selection.curve(group, order) for group, order in enumerate(orders)]
+        keys = [_key(group, order) for group, order in enumerate(orders)]
+        if not self._known.keys() >= set(keys):
+            selection = self._selection()
+            self._known |= {key: selection.curve(group, orders[group]) for group, key in enumerate(keys)}
+        return [self._known[key] for key in keys]
 
     def values(self, kept: list[list[int]]) -> dict[str, Tensor]:
         """Full-size tensors for `prune` and `rewrite`: what is refitted to these channels; none if that is off."""
@@ -84,3 +91,7 @@ class Reconstruction:
     def _in_full_precision(self) -> torch.autocast:
         """Rewards may be taken under autocast."""
         return torch.autocast(next(self.model.parameters()).device.type, enabled=False)
+
+
+def _key(group: int, order: Tensor) -> tuple[int, ...]:
+    return (group, *order.tolist())

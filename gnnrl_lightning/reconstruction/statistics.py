@@ -12,13 +12,13 @@ shortcut and every layer behind.
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from rich.progress import track
-from torch import Tensor, fx, nn
+from torch import Tensor, distributed, fx, nn
 
 from gnnrl_lightning.data.preprocessing import HeldImages
 from gnnrl_lightning.pruning.program import Layer, folded_tensors, run, tensors_of
@@ -65,10 +65,10 @@ def collect(
     images: HeldImages,
     samples: float,
     memory_gb: float,
-    reduce: Callable[[Tensor], Tensor] | None = None,
-    share: tuple[int, int] = (0, 1),
 ) -> Statistics:
     """Takes the statistics of all readers of prunable channels.
+
+    Where there are several ranks, each looks at a part of the images, and what they have seen is summed.
 
     Args:
         model: The trained network, in eval mode; unchanged.
@@ -76,8 +76,6 @@ def collect(
         images: Training images, where the model is; no labels.
         samples: Samples for each column of a weight, where the images have so many positions.
         memory_gb: Memory that moments and activations may take, in GiB.
-        reduce: Sums a tensor over all ranks, in place; None where there is one.
-        share: This rank and how many there are: each looks at a part of the images.
 
     Raises:
         ValueError: If a weight is not finite, or the memory is not enough for a single image, with what is needed.
@@ -89,10 +87,11 @@ def collect(
     batch = _batch_size(sizes, memory_gb, len(images))
     taking = _Taking(topology, readers, unruled, images, samples, memory_gb)
     starts = list(range(0, len(images), batch))
-    for index in track(range(share[0], len(starts), share[1]), "statistics of the readers", transient=True):
+    rank, ranks = _ranks(len(starts))
+    for index in track(range(rank, len(starts), ranks), "statistics of the readers", transient=True):
         part = images[starts[index] : starts[index] + batch]
         taking.look(tensors, part, index, starts[index])
-    found = taking.finish(tensors | folded_tensors(model, topology), reduce or (lambda value: value))
+    found = taking.finish(tensors | folded_tensors(model, topology), ranks)
     _report(found)
     return found
 
@@ -207,8 +206,14 @@ class _Taking:
         total = torch.zeros_like(self.gates).index_add_(0, slots[owned], change.flatten()[owned])
         self.gates += total.square()
 
-    def finish(self, tensors: dict[str, Tensor], reduce: Callable[[Tensor], Tensor]) -> Statistics:
-        """Means over all images of all ranks."""
+    def finish(self, tensors: dict[str, Tensor], ranks: int) -> Statistics:
+        """Means over all images that these ranks have looked at."""
+
+        def reduce(value: Tensor) -> Tensor:
+            if ranks > 1:
+                distributed.all_reduce(value)
+            return value
+
         looked = reduce(self.looked)
         moments = []
         for reader in self.readers:
@@ -242,6 +247,12 @@ class _Taking:
             kept, gone = (moments.columns(part).to(rows.device) for part in _every_second(reader.slots >= 0))
             moments.ridge, moments.optimism, moments.share = validated(halves, rows, kept, gone)
         return moments
+
+
+def _ranks(batches: int) -> tuple[int, int]:
+    """This rank, and how many share the work: all there are, or one if there is not a batch for each."""
+    ranks = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    return (distributed.get_rank(), ranks) if 1 < ranks <= batches else (0, 1)
 
 
 def _every_second(prunable: Tensor) -> tuple[Tensor, Tensor]:

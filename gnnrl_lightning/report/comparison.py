@@ -47,6 +47,7 @@ COLUMNS = (
         "winner_reward", "winner's reward,\nwhole split, {unit}", None, lambda run: run.results["reward"]["whole_split"]
     ),
     Column("top1_pruned", "test {accuracy}\npruned, %", 2, lambda run: run.top1("pruned")),
+    Column("top1_finished", "test {accuracy}\nfinished, %", 2, lambda run: run.top1("finished")),
     Column("top1_fine_tuned", "test {accuracy}\nfine-tuned, %", 2, lambda run: run.top1("fine-tuned")),
     Column("evaluations", "evaluations", 0, lambda run: len(run.curve)),
     Column("search_seconds", "search, s", 0, lambda run: run.results["seconds"]["search"]),
@@ -145,18 +146,20 @@ def comparison_table(title: str, rows: list[dict[str, Any]], below: list[str]) -
         title_style="bold",
         caption_style="",
     )
-    for head in _heads(rows[0]):
+    columns = _columns(rows)
+    for head in _heads(rows[0], columns):
         method = head == "method"
         table.add_column(head, justify="left" if method else "right", overflow="fold", no_wrap=not method)
     for row in rows:
-        table.add_row(*map(escape, _cells(row)))
+        table.add_row(*map(escape, _cells(row, columns)))
     return table
 
 
 def markdown_table(title: str, rows: list[dict[str, Any]], below: list[str]) -> str:
     """The table of one task for a page such as docs/results.md."""
-    heads = [head.replace("\n", " ") for head in _heads(rows[0])]
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *map(_cells, rows)]
+    columns = _columns(rows)
+    heads = [head.replace("\n", " ") for head in _heads(rows[0], columns)]
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *(_cells(row, columns) for row in rows)]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     return "\n\n".join([f"**{title}**", table, *below])
 
@@ -217,19 +220,25 @@ def _protocol(row: dict[str, Any]) -> Protocol:
     return Protocol(row["reward"], row["reward_split"], row["labels"])
 
 
-def _heads(row: dict[str, Any]) -> list[str]:
+def _columns(rows: list[dict[str, Any]]) -> list[Column]:
+    """The columns of a table; none for a stage that no network went through."""
+    stages = {"top1_finished", "top1_fine_tuned"}
+    return [c for c in COLUMNS if c.name not in stages or any(row[f"{c.name}_mean"] is not None for row in rows)]
+
+
+def _heads(row: dict[str, Any], columns: list[Column]) -> list[str]:
     """The heads of the table of a row's task."""
     protocol = _protocol(row)
-    named = [column.title.format(unit=protocol.unit, accuracy=protocol.accuracy) for column in COLUMNS]
+    named = [column.title.format(unit=protocol.unit, accuracy=protocol.accuracy) for column in columns]
     return ["method", "runs", *named]
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cells(row: dict[str, Any], columns: list[Column]) -> list[str]:
     """A row's text in the order of `_heads`."""
     of_reward = _protocol(row).digits
     numbers = (
         _cell(row[f"{each.name}_mean"], row[f"{each.name}_std"], of_reward if each.digits is None else each.digits)
-        for each in COLUMNS
+        for each in columns
     )
     return [row["method"], str(row["runs"]), *numbers]
 

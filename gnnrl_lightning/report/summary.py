@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gnnrl_lightning.report.numbers import millions
+from gnnrl_lightning.report.numbers import fixed, millions, percent
 from gnnrl_lightning.report.protocol import Protocol
 
 _WEIGHTS = {
@@ -14,7 +14,7 @@ _WEIGHTS = {
 
 def summary(results: dict[str, Any]) -> list[str]:
     """What stands below the table of stages: the budget, the levels of the reward, where the weights come from."""
-    lines = (budget_line(results), levels_line(results), weights_line(results))
+    lines = (budget_line(results), levels_line(results), weights_line(results), finish_line(results))
     return [line for line in lines if line is not None]
 
 
@@ -56,3 +56,19 @@ def weights_line(results: dict[str, Any]) -> str | None:
         f"{_WEIGHTS[name].removeprefix('refitted ')} {reward}" for name, reward in rewards.items() if name != made
     ]
     return f"{line} (reward {', '.join([rewards[made], *others])})"
+
+
+def finish_line(results: dict[str, Any]) -> str | None:
+    """What learning the activations brought: "finished: divergence from the unpruned network 0.59 to 0.27 nats, …".
+
+    None for a run without it.
+    """
+    finish = results.get("finish")
+    if not finish:
+        return None
+    (first, last), (before, after) = finish["error"], finish["divergence"]
+    line = (
+        f"finished: divergence from the unpruned network {fixed(before, 3)} to {fixed(after, 3)} nats, "
+        f"error of the activations {percent(first)} to {percent(last)}"
+    )
+    return line if after < before else f"{line}; not taken"

@@ -21,6 +21,9 @@ SPEED_COLUMNS = (
 
 SETTINGS = ("model", "data", "agent", "importance", "recovery", "cost", "budget", "reward", "reward_split", "seed")
 
+STAGES = ("original", "pruned", "finished", "fine_tuned")
+"""Networks that a search may measure, as columns name them."""
+
 SWEPT = ("model", "data", "method", *SETTINGS[2:])
 """What jobs of a sweep may differ in; a method (None in results from before there were any) names several at once."""
 
@@ -185,6 +188,7 @@ def sweep_table(rows: list[dict[str, Any]]) -> Table:
     for name in (
         f"{accuracy} %\noriginal",
         "\npruned",
+        "\nfinished",
         "\nfine-tuned",
         "cost\n%",
         "params\n%",
@@ -195,9 +199,9 @@ def sweep_table(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         cells = [MISSING if row[name] is None else escape(str(row[name])) for name in varied]
         if row["status"] == "failed":
-            cells += ["[bold red]failed[/]", *[MISSING] * 5]
+            cells += ["[bold red]failed[/]", *[MISSING] * (len(STAGES) + 2)]
         else:
-            cells += [fixed(row[f"top1_{stage}"], 2) for stage in ("original", "pruned", "fine_tuned")]
+            cells += [fixed(row[f"top1_{stage}"], 2) for stage in STAGES]
             cells += [
                 fixed(row["cost_percent"], 1),
                 fixed(row["params_percent"], 1),
@@ -209,7 +213,6 @@ def sweep_table(rows: list[dict[str, Any]]) -> Table:
 
 def _sweep_row(job: Path, results: dict[str, Any] | None, sweep: Path) -> dict[str, Any]:
     """The columns of summary.csv, in their order."""
-    stages = ("original", "pruned", "fine_tuned")
     numbers = (
         "cost_percent",
         "macs",
@@ -220,7 +223,7 @@ def _sweep_row(job: Path, results: dict[str, Any] | None, sweep: Path) -> dict[s
         "latency_ratio",
     )
     row: dict[str, Any] = {"folder": job.relative_to(sweep).as_posix(), "status": "failed"}
-    row |= dict.fromkeys([*SWEPT, *(f"top1_{stage}" for stage in stages), *numbers])
+    row |= dict.fromkeys([*SWEPT, *(f"top1_{stage}" for stage in STAGES), *numbers])
     row |= {"accuracy": None, "notes": ""}
     if results is None:
         return row | named_settings(job)

@@ -66,7 +66,7 @@ def check_stage(config: DictConfig, folder: Path) -> bool:
     """
     if not (folder / "results.json").is_file():
         return False
-    names = [*_SHAPING, "episodes", "finalists", "finetune", *(["base"] if config.weights is None else [])]
+    names = [*_SHAPING, "episodes", "finalists", "finish", "finetune", *(["base"] if config.weights is None else [])]
     then = OmegaConf.load(folder / "config.yaml")
     assert isinstance(then, DictConfig)
     require_same(settings_of(then, names), settings_of(config, names))
