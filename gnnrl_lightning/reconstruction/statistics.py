@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 _FEWEST = 2.0
 """Samples for each column below which one mix of channels for all taps is solved for."""
+_LEAST_SAMPLES = 4096
+"""Samples of a reader however few its columns are: of small ones they cost next to nothing."""
 GIB = 2**30
 _SENSITIVITY_IMAGES = 256
 _LARGEST_BATCH = 64
@@ -149,7 +151,7 @@ class _Taking:
             self._begin(reader, layout.positions(x) * self.images // images)
         sums, mixed = self.sums[reader.weight], self.mixed[reader.weight]
         unknowns = reader.channels if mixed else reader.columns
-        count = math.ceil(self.samples * unknowns * images / self.images)
+        count = math.ceil(max(self.samples * unknowns, _LEAST_SAMPLES) * images / self.images)
         # Seeded by the batch, so that samples do not depend on how many ranks share the batches.
         generator = torch.Generator().manual_seed(index)
         inputs = layout.inputs(x, layout.sample(x, count, generator)).double()  # [blocks, positions, channels, taps]

@@ -114,7 +114,7 @@ def test_a_rewritten_network_learns_too() -> None:
     search = searched(shufflenet_v2_x0_5(num_classes=10), 32, 64)
     kept = search.kept((0.75 * search.topology.full_widths()).long())
     network = final_network(search, kept, sequential=False).network
-    found = finished(search, kept, network, shown(images_of(64, 32, 0)), FinishConfig(steps=8, lr=1e-3))
+    found = finished(search, kept, network, shown(images_of(64, 32, 0)), FinishConfig(steps=30, lr=1e-3))
     assert found is not None and is_rewritten(network) and is_rewritten(found.network)
     assert found.error[1] < found.error[0]
 
