@@ -1,4 +1,7 @@
-"""How well the reward before fine-tuning foretells the accuracy after it: Kendall's τ of random plans, by recovery.
+"""How well the reward before fine-tuning foretells the accuracy after it: Kendall's τ of plans, by kind of reward.
+
+Random plans of the budget, and plans near the best in closed form, which is where searches end; fine-tuned from the
+refitted weights.
 
 Takes the overrides of search.py. It is long work: every finished plan is written to --out at once, and a run that is
 started again goes on from there.
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from hydra import compose, initialize
 from rich.console import Console
@@ -28,39 +32,51 @@ from gnnrl_lightning.files import write_json
 from gnnrl_lightning.fitting import device_of, fit
 from gnnrl_lightning.launch import keep_freed_memory
 from gnnrl_lightning.models.factory import ModelSpec, create_model, preprocessing_of
+from gnnrl_lightning.reconstruction.reconstruction import Reconstruction
 from gnnrl_lightning.run import data_of
+from gnnrl_lightning.search.agents.start import DrawsNear
 from gnnrl_lightning.search.environment import PruningEnv
 from gnnrl_lightning.start import starting_point
 
 PLANS = 20
-RECOVERIES = {
-    "none": ["recovery=none"],
-    "bn": ["recovery=bn"],
-    "finetune, 4 steps": ["recovery=finetune", "recovery.images=512"],
-    "finetune, 16 steps": ["recovery=finetune"],
+"""Of each kind."""
+KINDS = ("random", "near")
+REWARDS = {
+    "cut, no recovery": ["refit.enabled=false", "recovery=none"],
+    "cut, bn": ["refit.enabled=false", "recovery=bn"],
+    "cut, finetune, 4 steps": ["refit.enabled=false", "recovery=finetune", "recovery.images=512"],
+    "refitted, bn": ["recovery=bn"],
+    "refitted, bn, kl": ["recovery=bn", "reward=kl"],
 }
+SAME = ["importance=reconstruction", "start=closed_form"]
+"""Which channels go is the same for all."""
 
 
-def random_plans(env: PruningEnv, count: int) -> list[Tensor]:
-    """Where the random agent's episodes end."""
+def plans_of(env: PruningEnv, kind: str, best: Tensor) -> list[Tensor]:
+    """Where episodes of the random agent end: anywhere, or near the best of the closed-form plans."""
     generator, plans = torch.Generator().manual_seed(0), []
-    for _ in range(count):
+    near = DrawsNear(len(env.full_widths))
+    near.begin(best / torch.as_tensor(env.full_widths))
+    for _ in range(PLANS):
         env.reset()
-        over = False
+        over, first = False, True
         while not over:
             ratios = torch.rand(len(env.full_widths), generator=generator)
+            if kind == "near":
+                ratios = 1 - near.near(1, generator)[0] if first else torch.full_like(ratios, 1 - 1e-6)
             _, _, over, _, info = env.step(ratios.numpy())
+            first = False
         plans.append(torch.tensor(info["widths"]))
     return plans
 
 
 def study(overrides: list[str], out: Path) -> list[dict[str, Any]]:
-    """Rewards under every recovery and top-1 after fine-tuning, in %, one row a plan."""
-    configs = {name: compose("search", [*overrides, *extra]) for name, extra in RECOVERIES.items()}
+    """Every kind of reward, and top-1 after fine-tuning in %, one row a plan."""
+    configs = {name: compose("search", [*overrides, *SAME, *extra]) for name, extra in REWARDS.items()}
     config = next(iter(configs.values()))
     cfg: SearchConfig = typed(config, SearchConfig)
     spec, device = ModelSpec.from_config(config.model), device_of(config)
-    data = data_of(config, preprocessing_of(spec, cfg.weights))
+    data = data_of(config, preprocessing_of(spec, cfg.weights), cfg.reward_split)
     data.prepare_data()
     data.setup()
     original = create_model(spec, data.num_classes, data.image_size, cfg.weights)
@@ -68,23 +84,31 @@ def study(overrides: list[str], out: Path) -> list[dict[str, Any]]:
     start = starting_point(original, example, spec, cfg, None)
     cost = build(config.cost, topology=start.topology, network=original, device=device)
     env = PruningEnv(start.topology, cost, cfg.budget, lambda widths: 0.0, cfg.max_steps)
-    reward, task = data.tensors("reward"), env.task(list)
+    reward = data.tensors("reward")
     evaluators = {}
     for name, each in configs.items():
+        own: SearchConfig = typed(each, SearchConfig)
         recovery, importance = build(each.recovery), build(each.importance)
-        images = data.tensors("train", max(recovery.images, importance.images, 1))
+        images = data.tensors("train", max(recovery.images, own.refit.images))
+        task = env.task(list, reconstruction=Reconstruction(start.model, start.topology, images[0], own.refit))
         evaluators[name] = Evaluator(
             start.model, task, start.remove, importance, recovery, reward, images, int(cfg.reward_images or 0),
-            data.eval_batch_size, device, config.trainer.precision,
+            data.eval_batch_size, device, config.trainer.precision, original if own.reward == "kl" else None,
         )  # fmt: skip
+    refitted = evaluators["refitted, bn"]
+    # All remove the same channels: those that go first where weights are refitted.
+    for evaluator in evaluators.values():
+        evaluator.ranking = refitted.ranking
+    best = max(refitted.plans.values(), key=refitted)
     rows: list[dict[str, Any]] = json.loads(out.read_text()) if out.is_file() else []
-    for number, widths in enumerate(track(random_plans(env, PLANS), "plans")):
+    todo = [(kind, widths) for kind in KINDS for widths in plans_of(env, kind, best)]
+    for number, (kind, widths) in enumerate(track(todo, "plans")):
         if number < len(rows):
             continue
-        row: dict[str, Any] = {"widths": widths.tolist()}
+        row: dict[str, Any] = {"kind": kind, "widths": widths.tolist()}
         row |= {name: evaluator(widths) for name, evaluator in evaluators.items()}
         L.seed_everything(cfg.seed, workers=True, verbose=False)
-        network = evaluators["bn"].network(widths)
+        network = refitted.network(widths)
         row["pruned"] = test_top1(network, data.test_dataloader(), device, "pruned")
         with tempfile.TemporaryDirectory() as folder:
             fit(network, data, cfg.finetune, "finetune", config, [], Path(folder) / "finetune.ckpt")
@@ -92,6 +116,14 @@ def study(overrides: list[str], out: Path) -> list[dict[str, Any]]:
         rows.append(row)
         write_json(out, rows)
     return rows
+
+
+def interval(rewards: list[float], after: list[float]) -> tuple[float, float]:
+    """What holds 95 % of the τ of 2,000 bootstrap samples of the plans."""
+    draws = np.random.default_rng(0).integers(len(after), size=(2000, len(after)))
+    taus = [kendalltau(np.array(rewards)[rows], np.array(after)[rows]).statistic for rows in draws]
+    low, high = np.nanquantile(taus, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def main() -> None:
@@ -105,16 +137,19 @@ def main() -> None:
     quiet = ["paths.root=.", "paths.run=outputs/proxy", "callbacks=none", "logger=none"]
     with initialize(version_base="1.3", config_path="../conf"):
         rows = study([*arguments.overrides, *quiet], arguments.out)
-    after = [row["fine-tuned"] for row in rows]
-    table = Table(title=f"{len(rows)} random plans: reward before against top-1 after fine-tuning")
-    for column in ("recovery", "Kendall's τ", "p", "mean reward"):
-        table.add_column(column, justify="left" if column == "recovery" else "right")
-    for name in RECOVERIES:
-        rewards = [row[name] for row in rows]
-        tau = kendalltau(rewards, after)
-        table.add_row(name, f"{tau.statistic:.2f}", f"{tau.pvalue:.1g}", f"{sum(rewards) / len(rows):.1f}")
-    Console().print(table)
-    print(f"top-1 after fine-tuning: {min(after):.2f} to {max(after):.2f} %")
+    for kind in KINDS:
+        own = [row for row in rows if row["kind"] == kind]
+        after = [row["fine-tuned"] for row in own]
+        title = f"{len(own)} plans, {kind}: reward before against top-1 after fine-tuning"
+        table = Table(title=title, caption=f"top-1 after fine-tuning: {min(after):.2f} to {max(after):.2f} %")
+        for column in ("reward", "Kendall's τ", "95 % of bootstraps", "p", "mean reward"):
+            table.add_column(column, justify="left" if column == "reward" else "right")
+        for name in [*REWARDS, "test top-1 before"]:
+            rewards = [row["pruned" if name == "test top-1 before" else name] for row in own]
+            tau, (low, high) = kendalltau(rewards, after), interval(rewards, after)
+            cells = [f"{tau.statistic:.2f}", f"{low:.2f} to {high:.2f}", f"{tau.pvalue:.1g}"]
+            table.add_row(name, *cells, f"{sum(rewards) / len(own):.2f}")
+        Console().print(table)
 
 
 if __name__ == "__main__":
