@@ -36,7 +36,7 @@ from gnnrl_lightning.report.card import write_card
 from gnnrl_lightning.report.numbers import millions
 from gnnrl_lightning.report.page import write_report
 from gnnrl_lightning.report.protocol import Protocol
-from gnnrl_lightning.report.results import choice, command, curves, durations, opened, stages
+from gnnrl_lightning.report.results import choice, command, curves, durations, opening, stages
 from gnnrl_lightning.report.tables import stage_table
 from gnnrl_lightning.search.environment import PruningEnv
 from gnnrl_lightning.search.run import begin, check_resume, check_stage, has_ended, run_agent
@@ -188,6 +188,13 @@ def _prune(config: DictConfig) -> float:
         pruned = final.network
         images = data.test_dataloader()
         top1 = {"original": test_top1(original, images, device, "original")}
+        networks = {"original": original}
+        sizes = {"original": unpruned.full_widths()}
+        opened = opening(env, evaluator.plans) if task.plans else None
+        if opened is not None and not torch.equal(opened, widths):  # what the search has added to it
+            networks["closed-form"] = evaluator.network(opened)
+            sizes["closed-form"] = placed(names, opened, unpruned)
+            top1["closed-form"] = test_top1(networks["closed-form"], images, device, "closed-form")
         top1["pruned"] = test_top1(pruned, images, device, "pruned")
         write = rank_zero_only(save_pruned)
         write(folder, pruned, plan)
@@ -218,7 +225,10 @@ def _prune(config: DictConfig) -> float:
             protocol = Protocol(cfg.reward, cfg.reward_split, data.labelled, data.provenance)
             write_card(folder, plan, pruned, top1, exported, protocol)
             batches = [reward[0][: min(count, len(reward[1]))] for count in (1, 32)]
-            measured = [speeds([original, pruned], batch, device) for batch in batches]
+            networks["pruned"], sizes["pruned"] = pruned, planned_widths(unpruned, plan)
+            measured = [
+                dict(zip(networks, speeds([*networks.values()], batch, device), strict=True)) for batch in batches
+            ]
             results = {
                 "model": spec.name,
                 "data": data.name,
@@ -235,11 +245,10 @@ def _prune(config: DictConfig) -> float:
                 "episodes": len(module.history),
                 "evaluations": sum(not row["cached"] for row in module.history),
                 "seconds": seconds,
-                "stages": stages(unpruned, plan, top1, [each.median_ms for each in measured[0]]),
-                "speed": {
-                    name: [asdict(batch[index]) for batch in measured]
-                    for index, name in enumerate(("original", "pruned"))
-                },
+                "stages": stages(
+                    unpruned, top1, {name: (sizes[name], each.median_ms) for name, each in measured[0].items()}
+                ),
+                "speed": {name: [asdict(batch[name]) for batch in measured] for name in ("original", "pruned")},
                 "layout": "channels last" if evaluator.layout == torch.channels_last else "contiguous",
                 "weight_bytes": {"original": weight_bytes(original), "pruned": weight_bytes(pruned)},
                 "allowed": {"cost": env.allowed, "fraction": cfg.budget},
@@ -247,7 +256,8 @@ def _prune(config: DictConfig) -> float:
                 "budget_check": budget_check(
                     cost, [full_cost, int(cost_of(widths))], [deployed, pruned], example, device
                 ),
-                "levels": {"uniform": env.reward(task.uniform)} | opened(env, evaluator.plans if task.plans else {}),
+                "levels": {"uniform": env.reward(task.uniform)}
+                | ({} if opened is None else {"closed_form": env.reward(opened)}),
                 "weights": {"from": final.weights, "rewards": final.rewards},
                 "finish": learned and {"error": learned.error, "divergence": learned.divergence},
                 "export": exported,

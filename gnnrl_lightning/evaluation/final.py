@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -103,11 +104,13 @@ def finished(
     model, topology = evaluator.model, evaluator.topology
     student = rewrite(model, topology, kept)
     _copy_tensors(network, student)
-    example = evaluator.example
-    if relative_error(student.eval()(example), network(example)) > _SAME:
-        log.info("nothing is finished: %s is another function as a graph", type(network).__name__)
+    with torch.no_grad():
+        error = relative_error(student.eval()(evaluator.example), network(evaluator.example))
+    if error > _SAME:
+        log.info("nothing is finished: as a graph %s differs by %.1e", type(network).__name__, error)
         return None
     compared = targets(topology, topology.keep_mask(kept))
+    log.info("finish: %d steps towards %d activations of the unpruned network", settings.steps, len(compared))
     losses = finish(
         student, rewrite(model, topology, topology.all_channels()), compared, batches, settings.steps, settings.lr
     )
@@ -115,6 +118,9 @@ def finished(
     _copy_tensors(student, result)
     said = evaluator.said_by(model)
     before, after = (divergence(said, evaluator.said_by(each)) for each in (network, result))
+    if not math.isfinite(losses[-1]):
+        log.warning("finish diverged with finish.lr=%g; lower it, e.g. finish.lr=%g", settings.lr, settings.lr / 10)
+        losses = [loss for loss in losses if math.isfinite(loss)] or [0.0]
     last = losses[-_LAST:]
     found = Finished(result.eval(), (before, after), (losses[0], sum(last) / len(last)))
     log.info(

@@ -87,6 +87,7 @@ def finish(
 
     Returns:
         The loss of each step: the error's share in the variance of a channel, the mean over channels and activations.
+        Where one is not finite, nothing more was tried: the learning rate is too large.
     """
     modes = modes_of(pruned) + modes_of(unpruned)
     pruned.eval()  # statistics frozen, no dropout
@@ -105,11 +106,13 @@ def finish(
                     teacher.run(images)
                 student.run(images)
                 loss = _loss(compared, student.seen, teacher.seen, scales)
+                losses.append(float(loss))
+                if not math.isfinite(losses[-1]):
+                    break
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-                losses.append(float(loss))
                 bar.update(task, advance=1, state=f"error {losses[-1]:.3f} of {losses[0]:.3f}")
     finally:
         restore(modes)

@@ -8,43 +8,42 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from torch import Tensor
 
-from gnnrl_lightning.pruning.apply import planned_widths
-from gnnrl_lightning.pruning.plan import PruningPlan
 from gnnrl_lightning.search.environment import PruningEnv
 from gnnrl_lightning.topology import Topology
 
 
-def stages(topology: Topology, plan: PruningPlan, top1: dict[str, float], times: list[float]) -> list[dict[str, Any]]:
-    """One row a stage: the original network, the pruned one, and the pruned one after fine-tuning.
+def stages(
+    topology: Topology, top1: dict[str, float], measured: dict[str, tuple[Tensor, float]]
+) -> list[dict[str, Any]]:
+    """One row a stage: the original network, that of the closed-form plan, the pruned one, and what became of it.
 
     Args:
         topology: Of the original, for the closed-form cost.
-        plan: Of the pruned network.
         top1: Accuracy in % of each stage, on the test split.
-        times: Latency of the original and the pruned network, in milliseconds.
+        measured: Widths [G] and latency in milliseconds of `original`, `closed-form` and `pruned`; stages of other
+            names are of the pruned network.
     """
     rows = []
     for name, accuracy in top1.items():
-        original = name == "original"
-        size = topology.full_widths() if original else planned_widths(topology, plan)
-        latency = times[0] if original else times[1]
+        widths, latency = measured.get(name, measured["pruned"])
         rows.append(
             {
                 "name": name,
                 "top1": accuracy,
-                "macs": int(topology.macs(size)),
-                "params": int(topology.parameters(size)),
+                "macs": int(topology.macs(widths)),
+                "params": int(topology.parameters(widths)),
                 "latency_ms": latency,
-                "latency_ratio": times[0] / latency,
+                "latency_ratio": measured["original"][1] / latency,
             }
         )
     return rows
 
 
-def opened(env: PruningEnv, plans: dict[str, Tensor]) -> dict[str, float]:
-    """The best reward of the plans that a search opened with, as the level `closed_form`; nothing if it did not."""
-    rewards = [env.rewards[key] for widths in plans.values() if (key := tuple(widths.tolist())) in env.rewards]
-    return {"closed_form": max(rewards)} if rewards else {}
+def opening(env: PruningEnv, plans: dict[str, Tensor]) -> Tensor | None:
+    """The best of the plans that a search opened with, [G]; None if it did not."""
+    rewards = {name: env.rewards.get(tuple(widths.tolist())) for name, widths in plans.items()}
+    known = {name: reward for name, reward in rewards.items() if reward is not None}
+    return plans[max(known, key=known.__getitem__)] if known else None
 
 
 def curves(topology: Topology, errors: list[Tensor], plans: dict[str, Tensor], widths: Tensor) -> dict[str, Any]:

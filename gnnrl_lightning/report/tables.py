@@ -234,11 +234,15 @@ def _sweep_row(job: Path, results: dict[str, Any] | None, sweep: Path) -> dict[s
         | {"status": "done"}
         | settings_of(results)
         | {"accuracy": Protocol.of(results).accuracy, "notes": "\n".join(Protocol.of(results).notes)}
-        | {f"top1_{stage['name'].replace('-', '_')}": stage["top1"] for stage in results["stages"]}
+        | {key: top1 for key, top1 in _accuracies(results).items() if key in row}
         | {name: last[name] for name in ("macs", "params", "latency_ms", "latency_ratio")}
         | {f"{name}_percent": 100 * last[name] / original[name] for name in ("macs", "params")}
         | {"cost_percent": 100 * cost["used"] / cost["original"]}
     )
+
+
+def _accuracies(results: dict[str, Any]) -> dict[str, float]:
+    return {f"top1_{stage['name'].replace('-', '_')}": stage["top1"] for stage in results["stages"]}
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

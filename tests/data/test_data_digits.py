@@ -179,3 +179,15 @@ def test_a_resumed_training_sees_what_the_uninterrupted_one_sees(tmp_path) -> No
     rest = fit(digits(), 4, tmp_path, ckpt_path=str(tmp_path / "last.ckpt"))
     assert len(rest) == len(whole) // 2
     assert first + rest == whole
+
+
+def test_training_images_never_end_and_are_the_same_again() -> None:
+    data = ready()
+    first, second = (data.training_images(500, torch.device("cpu"), torch.channels_last) for _ in range(2))
+    batches = [next(first) for _ in range(4)]  # an epoch has two
+    assert all(
+        batch.shape == (500, 3, 32, 32) and batch.is_contiguous(memory_format=torch.channels_last) for batch in batches
+    )
+    assert not torch.equal(batches[0], batches[2])
+    assert all(torch.equal(batch, next(second)) for batch in batches)
+    assert len(next(data.training_images(5000, torch.device("cpu"), torch.contiguous_format))) == 1137

@@ -109,6 +109,13 @@ def test_what_made_it_worse_is_not_taken(search: Evaluator) -> None:
     assert found.divergence[1] > found.divergence[0] and found.network is network
 
 
+def test_a_learning_rate_that_diverges_is_named(search: Evaluator, caplog: pytest.LogCaptureFixture) -> None:
+    kept = halved(search)
+    network = final_network(search, kept, sequential=False).network
+    found = learn(search, network, kept, lr=1e12)
+    assert found.network is network and "finish.lr=1e+11" in caplog.text
+
+
 def test_a_rewritten_network_learns_too() -> None:
     torch.manual_seed(0)
     search = searched(shufflenet_v2_x0_5(num_classes=10), 32, 64)
