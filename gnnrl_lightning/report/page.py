@@ -11,7 +11,7 @@ from gnnrl_lightning.report.figures import save_figures
 from gnnrl_lightning.report.numbers import MISSING, duration, faster, fixed, millions, percent, short, signed
 from gnnrl_lightning.report.protocol import Protocol
 from gnnrl_lightning.report.record import read_record
-from gnnrl_lightning.report.summary import budget_line, levels_line, weights_line
+from gnnrl_lightning.report.summary import budget_line, finish_line, levels_line, weights_line
 from gnnrl_lightning.report.tables import (
     SPEED_COLUMNS,
     check_columns,
@@ -48,6 +48,7 @@ def write_report(folder: Path) -> Path:
         protocol=Protocol.of(record.results),
         levels=levels_line(record.results),
         weights=weights_line(record.results),
+        finish=finish_line(record.results),
         stage_columns=stage_columns(record.results),
         stages=stage_rows(record.results),
         speed_columns=SPEED_COLUMNS,

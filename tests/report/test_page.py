@@ -97,6 +97,17 @@ def test_a_run_without_test_images_says_so(tmp_path: Path, make_run: MakeRun) ->
     assert "test images" not in text
 
 
+def test_what_was_learned_without_labels_and_where_the_search_began_stand_below(
+    tmp_path: Path, make_run: MakeRun
+) -> None:
+    stage = {"top1": 80.0, "macs": 10, "params": 10, "latency_ms": 1.0, "latency_ratio": 1.0}
+    stages = [{"name": name, **stage} for name in ("original", "closed-form", "pruned", "finished")]
+    finish = {"error": [0.3, 0.12], "divergence": [0.5, 0.25]}
+    _, text = read(write_report(make_run(tmp_path, stages=stages, finish=finish)))
+    assert "Finished: divergence from the unpruned network 0.500 to 0.250 nats, error of the activations 30.0 %" in text
+    assert "Closed-form: the best plan of the error curves" in text
+
+
 def test_a_rebuilt_page_is_the_same(tmp_path: Path, make_run: MakeRun) -> None:
     path = write_report(make_run(tmp_path))
     first = path.read_bytes()

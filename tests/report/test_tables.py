@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from gnnrl_lightning.report.summary import budget_line, levels_line, summary, weights_line
+from gnnrl_lightning.report.summary import budget_line, finish_line, levels_line, summary, weights_line
 from gnnrl_lightning.report.tables import (
     check_columns,
     check_rows,
@@ -146,3 +146,9 @@ def test_sweep_table_has_a_column_only_for_what_differs(sweep: Path) -> None:
     # The failed job named only its budget: its unknown model must not make a column of the model.
     assert [column.header for column in sweep_table(rows).columns][:2] == ["budget", "top-1 %\noriginal"]
     assert "model resnet56, data digits, agent gnnrl" in text and "seed 0" in text
+
+
+def test_a_finish_that_made_it_worse_says_so() -> None:
+    line = finish_line({"finish": {"error": (0.3, 0.1), "divergence": (0.2, 0.21)}})
+    assert line is not None and line.endswith("; not taken")
+    assert finish_line({}) is None and finish_line({"finish": None}) is None
