@@ -85,6 +85,7 @@ def study(overrides: list[str], out: Path) -> list[dict[str, Any]]:
     cost = build(config.cost, topology=start.topology, network=original, device=device)
     env = PruningEnv(start.topology, cost, cfg.budget, lambda widths: 0.0, cfg.max_steps)
     reward = data.tensors("reward")
+    count = min(cfg.reward_images or len(reward[1]), len(reward[1]))
     evaluators = {}
     for name, each in configs.items():
         own: SearchConfig = typed(each, SearchConfig)
@@ -92,7 +93,7 @@ def study(overrides: list[str], out: Path) -> list[dict[str, Any]]:
         images = data.tensors("train", max(recovery.images, own.refit.images))
         task = env.task(list, reconstruction=Reconstruction(start.model, start.topology, images[0], own.refit))
         evaluators[name] = Evaluator(
-            start.model, task, start.remove, importance, recovery, reward, images, int(cfg.reward_images or 0),
+            start.model, task, start.remove, importance, recovery, reward, images, count,
             data.eval_batch_size, device, config.trainer.precision, original if own.reward == "kl" else None,
         )  # fmt: skip
     refitted = evaluators["refitted, bn"]

@@ -7,7 +7,7 @@ On ResNet-56 with random weights and images, all measured in one process:
 * step: whole roll-outs of 16 episodes without their rewards, the landing on the budget included, over the steps that
   the episodes took, in milliseconds (bar: 5);
 * closed form: the statistics of the readers, the error curves and the plans together, and one refit, over one reward
-  evaluation with all defaults (bars: 4 and 0.05); and the most memory that the statistics take, by turns with rewards;
+  evaluation with all defaults (bars: 4 and 0.05); and the memory of its moments;
 * frozen encoder: learning from 16 episodes with agent.freeze_encoder=true over learning with all of the agent, by
   turns, and what that makes of the time of an iteration.
 """
@@ -203,7 +203,7 @@ def main() -> None:
     found = closed_form(torch.device("cpu"))
     table.add_row("statistics + selection + plans / a reward", f"{found.finding / found.reward:.2f}×", "4.00×")
     table.add_row("refit / a reward", f"{found.refit / found.reward:.3f}×", "0.050×")
-    table.add_row("memory of the statistics", f"{found.peak_bytes / 2**20:.0f} MiB", "")
+    table.add_row("moments held in float64", f"{found.peak_bytes / 2**20:.0f} MiB", "")
     table.add_row("learning, encoder frozen / trained", f"{frozen:.2f}×", "")
     table.add_row("iteration, encoder frozen / trained", f"{1 - (1 - frozen) * learning / iteration:.2f}×", "")
     Console().print(table)

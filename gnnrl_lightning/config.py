@@ -70,7 +70,7 @@ class RefitConfig:
     memory_gb: float = 4.0
     """Memory for these statistics and for activations, GiB."""
     sequential: bool = True
-    """Refit what was found once more, layer after layer, where no fine-tuning follows and rewards say that it helps."""
+    """Refit what was found once more, layer after layer, where nothing is learned afterwards and rewards say so."""
 
     def check(self) -> None:
         """Raise ValueError for values out of range."""
@@ -93,7 +93,7 @@ class FinishConfig:
     def check(self) -> None:
         """Raise ValueError for values out of range."""
         _require(self.steps >= 0, "finish.steps", self.steps, "at least 0")
-        _require(self.batch_size >= 1, "finish.batch_size", self.batch_size, "at least 1")
+        _require(self.batch_size >= 2, "finish.batch_size", self.batch_size, "at least 2, since one has no variance")
         _require(self.lr > 0, "finish.lr", self.lr, "above 0")
 
 

@@ -19,7 +19,7 @@ from gnnrl_lightning.config import SearchConfig, build, typed
 from gnnrl_lightning.data import ImageDataModule, Preprocessing
 from gnnrl_lightning.data.held_out import TRAIN
 from gnnrl_lightning.evaluation.evaluator import Evaluator
-from gnnrl_lightning.evaluation.final import final_network, finished
+from gnnrl_lightning.evaluation.final import final_network, finished, refitted_in_sequence
 from gnnrl_lightning.evaluation.measure import budget_check, speeds, test_top1, weight_bytes
 from gnnrl_lightning.export import check_formats, check_saved, export
 from gnnrl_lightning.files import write_json
@@ -184,7 +184,14 @@ def _prune(config: DictConfig) -> float:
         plan = make_plan(topology, kept)
         plan = replace(earlier.then(plan) if earlier else plan, model=network, data=served, about=about)
         finetunes = bool(cfg.finetune.epochs and cfg.finetune.max_steps)
-        final = final_network(evaluator, kept, cfg.refit.sequential and not (finetunes or cfg.finish.steps))
+        final = final_network(evaluator, kept)
+        learned = None
+        if cfg.finish.steps:
+            shown = data.training_images(cfg.finish.batch_size, device, evaluator.layout)
+            learned = finished(evaluator, kept, final.network, shown, cfg.finish)
+        finishes = learned is not None and learned.taken
+        if cfg.refit.sequential and not (finishes or finetunes):
+            final = refitted_in_sequence(evaluator, kept, final)
         pruned = final.network
         images = data.test_dataloader()
         top1 = {"original": test_top1(original, images, device, "original")}
@@ -198,11 +205,7 @@ def _prune(config: DictConfig) -> float:
         top1["pruned"] = test_top1(pruned, images, device, "pruned")
         write = rank_zero_only(save_pruned)
         write(folder, pruned, plan)
-        learned = None
-        if cfg.finish.steps:
-            shown = data.training_images(cfg.finish.batch_size, device, evaluator.layout)
-            learned = finished(evaluator, kept, pruned, shown, cfg.finish)
-        if learned is not None and learned.taken:
+        if learned is not None and finishes:
             pruned = learned.network
             top1["finished"] = test_top1(pruned, images, device, "finished")
             write(folder, pruned, plan)

@@ -39,14 +39,12 @@ class Final:
     rewards: dict[str, float]
 
 
-def final_network(evaluator: Evaluator, kept: list[list[int]], sequential: bool) -> Final:
+def final_network(evaluator: Evaluator, kept: list[list[int]]) -> Final:
     """Builds and checks the network with these channels.
 
     Args:
         evaluator: Of the search.
         kept: The channels of each group that stay.
-        sequential: Whether to refit it layer after layer as well, and take that where rewards say that it is better.
-            Its lead does not outlive a fine-tuning.
 
     Raises:
         ValueError: If the pruned network computes something else.
@@ -55,15 +53,28 @@ def final_network(evaluator: Evaluator, kept: list[list[int]], sequential: bool)
     network = verified(evaluator.model, evaluator.topology, kept, values)
     evaluator.recover(network)
     network.eval()
-    if not (sequential and values and evaluator.reconstruction):
-        return Final(network, "refitted" if values else "cut", {})
+    return Final(network, "refitted" if values else "cut", {})
+
+
+def refitted_in_sequence(evaluator: Evaluator, kept: list[list[int]], final: Final) -> Final:
+    """Refits the network layer after layer as well, and takes that where rewards say that it is better.
+
+    For where nothing is learned afterwards, which its lead does not outlive.
+
+    Args:
+        evaluator: Of the search.
+        kept: The channels of each group that stay.
+        final: From `final_network`.
+    """
+    if final.weights != "refitted" or evaluator.reconstruction is None:
+        return final
     log.info("sequential refit: layer after layer")
     again = evaluator.reconstruction.sequential_values(kept)
     other = verified(evaluator.model, evaluator.topology, kept, again).eval()
-    rewards = {"refitted": evaluator.reward_of(network), "refitted in sequence": evaluator.reward_of(other)}
+    rewards = {"refitted": evaluator.reward_of(final.network), "refitted in sequence": evaluator.reward_of(other)}
     best = max(rewards, key=rewards.__getitem__)  # of equal ones the simple one
     log.info("rewards on the whole reward split: %s", ", ".join(f"{name} {x:.2f}" for name, x in rewards.items()))
-    return Final(other if best == "refitted in sequence" else network, best, rewards)
+    return Final(other if best == "refitted in sequence" else final.network, best, rewards)
 
 
 @dataclass(frozen=True)
@@ -109,6 +120,9 @@ def finished(
     if error > _SAME:
         log.info("nothing is finished: as a graph %s differs by %.1e", type(network).__name__, error)
         return None
+    if not any(parameter.requires_grad for parameter in student.parameters()):
+        log.info("nothing is finished: all parameters are frozen")
+        return None
     compared = targets(topology, topology.keep_mask(kept))
     log.info("finish: %d steps towards %d activations of the unpruned network", settings.steps, len(compared))
     losses = finish(
@@ -120,7 +134,9 @@ def finished(
     before, after = (divergence(said, evaluator.said_by(each)) for each in (network, result))
     if not math.isfinite(losses[-1]):
         log.warning("finish diverged with finish.lr=%g; lower it, e.g. finish.lr=%g", settings.lr, settings.lr / 10)
-        losses = [loss for loss in losses if math.isfinite(loss)] or [0.0]
+        losses.pop()
+        if not losses:
+            return None
     last = losses[-_LAST:]
     found = Finished(result.eval(), (before, after), (losses[0], sum(last) / len(last)))
     log.info(

@@ -106,7 +106,7 @@ def finish(
                     teacher.run(images)
                 student.run(images)
                 loss = _loss(compared, student.seen, teacher.seen, scales)
-                losses.append(float(loss))
+                losses.append(float(loss.detach()))
                 if not math.isfinite(losses[-1]):
                     break
                 optimizer.zero_grad()

@@ -345,6 +345,7 @@ def _flattened(slots: Tensor) -> Tensor | None:
 
 
 def _norm_behind(node: fx.Node) -> fx.Node | None:
-    """The BatchNorm that alone sees an operation's result."""
+    """The BatchNorm that alone sees an operation's result, and whose channels are its rows: tokens may be instead."""
     users = list(node.users)
-    return users[0] if len(users) == 1 and Program.operation(users[0]) == "batch_norm" else None
+    rows = Program.operation(node).startswith("conv") or len(Program.shape(node)) == 2
+    return users[0] if rows and len(users) == 1 and Program.operation(users[0]) == "batch_norm" else None

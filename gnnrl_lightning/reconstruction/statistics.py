@@ -93,6 +93,8 @@ def collect(
     for index in track(range(rank, len(starts), ranks), "statistics of the readers", transient=True):
         part = images[starts[index] : starts[index] + batch]
         taking.look(tensors, part, index, starts[index])
+    if not taking.varied:
+        log.info("refit: the images are all alike, or each is of one colour; weights are only cut")
     found = taking.finish(tensors | folded_tensors(model, topology), ranks)
     _report(found)
     return found
@@ -112,7 +114,9 @@ class _Taking:
     ):
         self.topology, self.readers, self.unruled = topology, readers, unruled
         self.device = images.pixels.device
-        self.images, self.samples, self.memory = len(images), samples, memory_gb * GIB
+        self.images, self.samples = len(images), samples
+        self.varied = _varied(images.pixels)
+        self.too_large = _too_large(readers, memory_gb)
         self.of_node = {node: reader for reader in readers for node in reader.layouts}
         self.sums: dict[str, dict[str, Tensor]] = {}
         self.mixed: dict[str, bool] = {}
@@ -163,18 +167,9 @@ class _Taking:
 
     def _begin(self, reader: Reader, positions: int) -> None:
         """Decides once whether the moments are those of columns or, where these are too many, of channels."""
-        columns = reader.columns
-        too_large = 2 * 8 * reader.blocks * columns**2 > self.memory / 4
-        self.mixed[reader.weight] = mixed = reader.taps > 1 and (too_large or positions < _FEWEST * columns)
-        size = reader.channels if mixed else columns
-        needed = 2 * 8 * reader.blocks * size**2
-        held = sum(value.numel() * 8 for sums in self.sums.values() for value in sums.values())
-        if held + needed > self.memory:
-            raise ValueError(
-                f"refit.memory_gb={self.memory / GIB:g} is not enough: the moments of {reader.weight} alone take "
-                f"{needed / GIB:.2g} GiB beside {held / GIB:.2g} GiB of the layers before; raise refit.memory_gb, "
-                f"or refit.enabled=false."
-            )
+        mixed = reader.weight in self.too_large or (reader.taps > 1 and positions < _FEWEST * reader.columns)
+        self.mixed[reader.weight] = mixed
+        size = reader.channels if mixed else reader.columns
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=self.device)
@@ -234,13 +229,16 @@ class _Taking:
             gram = total / (count * (reader.taps if mixed else 1))
             if not reader.centred:
                 return gram
-            average = mean.mean(2) if mixed else mean.flatten(1)
-            return gram - average.unsqueeze(2) * average.unsqueeze(1)
+            if mixed:  # what is behind takes the mean of every tap
+                return gram - mean @ mean.mT / reader.taps
+            return gram - mean.flatten(1).unsqueeze(2) * mean.flatten(1).unsqueeze(1)
 
         mean = sums["mean"].sum(0) / samples.sum()
+        if not self.varied:
+            mean = torch.zeros_like(mean)
         gram = about_mean(sums["gram"].sum(0), mean, samples.sum())
         moments = Moments(reader, gram, mean, sensitivity, mixed, int(samples.sum()), None, 1.0, 1.0)
-        if samples.min() > 0:
+        if samples.min() > 0 and self.varied:
             parts = zip(sums["gram"], sums["mean"], samples, strict=True)
             halves = torch.stack([about_mean(total, first / count, count) for total, first, count in parts])
             matrix = reader.layout.matrix(weight).double()
@@ -303,6 +301,40 @@ def _batch_size(bytes_an_image: int, memory_gb: float, images: int) -> int:
             f"refit.enabled=false."
         )
     return min(most, _LARGEST_BATCH, -(-images // 2))  # two batches at least: solutions of one are tried on the other
+
+
+def _varied(pixels: Tensor) -> bool:
+    """Whether images say what others are like: not if each is of one colour, or all are the same, or there is one."""
+    flat = pixels.flatten(2)
+    return bool((flat != flat[:, :, :1]).any()) and bool((pixels != pixels[:1]).any())
+
+
+def _too_large(readers: list[Reader], memory_gb: float) -> set[str]:
+    """The weights, the largest first, whose moments are those of channels so that all fit into memory.
+
+    Raises:
+        ValueError: If they do not fit even so, with what is needed.
+    """
+
+    def size(reader: Reader, mixed: bool) -> int:
+        columns = reader.channels if mixed else reader.columns
+        rows = reader.blocks * min(reader.rows, _EXACT_ROWS) * reader.rows
+        return 8 * (2 * reader.blocks * (columns**2 + reader.columns) + rows)
+
+    total = sum(size(reader, False) for reader in readers)
+    mixed: set[str] = set()
+    for reader in sorted(readers, key=lambda each: size(each, False), reverse=True):
+        if total <= memory_gb * GIB:
+            break
+        if reader.taps > 1:
+            total += size(reader, True) - size(reader, False)
+            mixed.add(reader.weight)
+    if total > memory_gb * GIB:
+        raise ValueError(
+            f"refit.memory_gb={memory_gb:g} is not enough: the moments of {len(readers)} layers take "
+            f"{total / GIB:.2g} GiB; give refit.memory_gb={math.ceil(total / GIB)}, or refit.enabled=false."
+        )
+    return mixed
 
 
 def _report(found: Statistics) -> None:

@@ -41,13 +41,21 @@ class Column:
     of: Callable[[Run], float | None]
 
 
+def _finished(run: Run) -> float | None:
+    """Top-1 after the finish, which may have left the network as it was; None where there was none."""
+    if not run.results.get("finish"):
+        return None
+    top1 = run.top1("finished")
+    return run.top1("pruned") if top1 is None else top1
+
+
 COLUMNS = (
     Column("best_reward", "best\nreward, {unit}", None, lambda run: float(run.curve[-1])),
     Column(
         "winner_reward", "winner's reward,\nwhole split, {unit}", None, lambda run: run.results["reward"]["whole_split"]
     ),
     Column("top1_pruned", "test {accuracy}\npruned, %", 2, lambda run: run.top1("pruned")),
-    Column("top1_finished", "test {accuracy}\nfinished, %", 2, lambda run: run.top1("finished")),
+    Column("top1_finished", "test {accuracy}\nfinished, %", 2, _finished),
     Column("top1_fine_tuned", "test {accuracy}\nfine-tuned, %", 2, lambda run: run.top1("fine-tuned")),
     Column("evaluations", "evaluations", 0, lambda run: len(run.curve)),
     Column("search_seconds", "search, s", 0, lambda run: run.results["seconds"]["search"]),

@@ -82,7 +82,7 @@ def learn(search: Evaluator, network: nn.Module, kept: list[list[int]], **settin
 
 def test_the_network_comes_nearer_to_the_unpruned_one(search: Evaluator) -> None:
     kept = halved(search)
-    network = final_network(search, kept, sequential=False).network
+    network = final_network(search, kept).network
     before = copy.deepcopy(network.state_dict())
     found = learn(search, network, kept)
     assert found.taken and found.divergence[1] < 0.8 * found.divergence[0]
@@ -104,14 +104,14 @@ def test_with_nothing_removed_there_is_nothing_to_learn(search: Evaluator) -> No
 
 def test_what_made_it_worse_is_not_taken(search: Evaluator) -> None:
     kept = halved(search)
-    network = final_network(search, kept, sequential=False).network
+    network = final_network(search, kept).network
     found = learn(search, network, kept, lr=3.0)
     assert found.divergence[1] > found.divergence[0] and found.network is network
 
 
 def test_a_learning_rate_that_diverges_is_named(search: Evaluator, caplog: pytest.LogCaptureFixture) -> None:
     kept = halved(search)
-    network = final_network(search, kept, sequential=False).network
+    network = final_network(search, kept).network
     found = learn(search, network, kept, lr=1e12)
     assert found.network is network and "finish.lr=1e+11" in caplog.text
 
@@ -120,7 +120,7 @@ def test_a_rewritten_network_learns_too() -> None:
     torch.manual_seed(0)
     search = searched(shufflenet_v2_x0_5(num_classes=10), 32, 64)
     kept = search.kept((0.75 * search.topology.full_widths()).long())
-    network = final_network(search, kept, sequential=False).network
+    network = final_network(search, kept).network
     found = finished(search, kept, network, shown(images_of(64, 32, 0)), FinishConfig(steps=30, lr=1e-3))
     assert found is not None and is_rewritten(network) and is_rewritten(found.network)
     assert found.error[1] < found.error[0]

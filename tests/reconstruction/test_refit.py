@@ -141,12 +141,65 @@ def test_few_images_do_no_harm(count: int, caplog: pytest.LogCaptureFixture) -> 
         assert len(said) == 1 and "2.weight" in said[0]
 
 
-def test_constant_images_do_no_harm() -> None:
+@pytest.mark.parametrize("alike", ["all", "each of one colour"])
+def test_constant_images_do_no_harm(alike: str, caplog: pytest.LogCaptureFixture) -> None:
     images = pictures(16)
-    images.pixels.fill_(90)
-    found = closed_forms(trained(), images)
-    half = [sorted(order[8:].tolist()) for order in found.orders]
-    assert all(value.isfinite().all() for value in found.values(half).values())
+    if alike == "all":
+        images.pixels[:] = images.pixels[:1].clone()
+    else:
+        images.pixels[:] = images.pixels[:, :, :1, :1].clone()
+    with caplog.at_level("INFO"):
+        found = closed_forms(trained(), images)
+        half = [sorted(order[8:].tolist()) for order in found.orders]
+    others = pictures(64, seed=3)
+    assert error(found, half, found.values(half), others) == pytest.approx(error(found, half, {}, others), rel=1e-5)
+    assert "the images are all alike, or each is of one colour" in caplog.text
+
+
+def test_a_norm_over_tokens_takes_no_mean_of_channels() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.mix, self.norm = nn.Conv2d(3, 8, 1), nn.Linear(8, 6, bias=False), nn.BatchNorm1d(64)
+            self.head = nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(self.mix(self.conv(x).relu().flatten(2).transpose(1, 2))).mean(1))
+
+    torch.manual_seed(0)
+    found = closed_forms(Tokens(), pictures(64))
+    assert not any(each.reader.means for each in found.statistics.moments)
+    half = [list(range(-(-group.width // 2))) for group in found.topology.groups]
+    others = pictures(64, seed=3)
+    assert error(found, half, found.values(half), others) < error(found, half, {}, others)
+
+
+def test_one_mix_for_all_taps_is_solved_about_the_mean_of_each() -> None:
+    """Behind flatten, where positions have means of their own, against least squares with an intercept for each."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 64, 5))
+    images = pictures(100)
+    pattern = torch.randint(0, 120, (1, 3, 8, 8), generator=torch.Generator().manual_seed(5))
+    images.pixels[:] = (images.pixels // 2 + pattern).to(torch.uint8)
+    found = closed_forms(model, images)
+    (moments,) = (each for each in found.statistics.moments if each.reader.weight == "3.weight")
+    assert moments.mixed
+    with torch.no_grad():
+        x = model[:2](images[:]).double().flatten(2)  # [images, channels, positions]
+    centred = (x - x.mean(0)).transpose(1, 2).flatten(0, 1)
+    torch.testing.assert_close(moments.gram[0], centred.mT @ centred / len(centred), rtol=1e-4, atol=1e-6)
+
+
+def test_the_largest_moments_are_mixed_until_all_fit() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 64, 3), nn.ReLU(), nn.Conv2d(64, 8, 3),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    found = closed_forms(model, pictures(400), memory_gb=0.003)
+    assert {each.reader.weight: each.mixed for each in found.statistics.moments} == {
+        "2.weight": False, "4.weight": True, "7.weight": False,
+    }  # fmt: skip
 
 
 def test_weights_that_are_not_finite_are_one_sentence() -> None:
