@@ -258,7 +258,7 @@ def refit_page(rows: list[dict[str, Any]]) -> list[str]:
         f"{IMAGES} images of coarse noise, to which BatchNorm was set before: the squared error of the scores on "
         f"{OTHERS} other images, over their variance, nothing recovered. Weights are random: errors say whether the "
         "algebra holds for the network, not what a trained one would lose. Seconds of one thread's processor time; "
-        "the peak is of the whole process, which takes about 0.6 GiB before anything is loaded.",
+        "the peak is of the whole process, with the network and the libraries.",
         "",
         f"Of {len(rows)} networks {verdicts.count('refitted')} have an error that is smaller, or at most "
         f"{HARM - 1:.0%} larger, with refitted weights; {verdicts.count('worse')} are worse, "

@@ -83,8 +83,10 @@ class RefitConfig:
 class FinishConfig:
     """What the pruned network learns from the unpruned one's activations, without labels; see `finish`."""
 
+    enabled: bool = True
+    """Finish what was found; false: leave it with its refitted or cut weights."""
     steps: int = 240
-    """Steps of Adam; 0: none."""
+    """Steps of Adam."""
     batch_size: int = 32
     """Images a step."""
     lr: float = 5e-4
@@ -92,7 +94,7 @@ class FinishConfig:
 
     def check(self) -> None:
         """Raise ValueError for values out of range."""
-        _require(self.steps >= 0, "finish.steps", self.steps, "at least 0")
+        _require(self.steps >= 1, "finish.steps", self.steps, "at least 1; finish.enabled=false does without")
         _require(self.batch_size >= 2, "finish.batch_size", self.batch_size, "at least 2, since one has no variance")
         _require(self.lr > 0, "finish.lr", self.lr, "above 0")
 

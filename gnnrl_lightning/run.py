@@ -186,7 +186,7 @@ def _prune(config: DictConfig) -> float:
         finetunes = bool(cfg.finetune.epochs and cfg.finetune.max_steps)
         final = final_network(evaluator, kept)
         learned = None
-        if cfg.finish.steps:
+        if cfg.finish.enabled:
             shown = data.training_images(cfg.finish.batch_size, device, evaluator.layout)
             learned = finished(evaluator, kept, final.network, shown, cfg.finish)
         finishes = learned is not None and learned.taken

@@ -113,10 +113,14 @@ def finished(
         None where the network cannot be run as a graph beside the unpruned one.
     """
     model, topology = evaluator.model, evaluator.topology
-    student = rewrite(model, topology, kept)
-    _copy_tensors(network, student)
-    with torch.no_grad():
-        error = relative_error(student.eval()(evaluator.example), network(evaluator.example))
+    try:
+        student = rewrite(model, topology, kept)
+        _copy_tensors(network, student)
+        with torch.no_grad():
+            error = relative_error(student.eval()(evaluator.example), network(evaluator.example))
+    except Exception as failure:  # where surgery was right nobody has tried the graph before
+        log.info("nothing is finished: %s does not run as a graph (%s)", type(network).__name__, failure)
+        return None
     if error > _SAME:
         log.info("nothing is finished: as a graph %s differs by %.1e", type(network).__name__, error)
         return None

@@ -12,6 +12,7 @@ from torchvision.models import shufflenet_v2_x0_5
 
 from gnnrl_lightning.config import FinishConfig, RefitConfig
 from gnnrl_lightning.data import IMAGENET, HeldImages
+from gnnrl_lightning.evaluation import final
 from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.final import Finished, final_network, finished
 from gnnrl_lightning.evaluation.recovery import BatchNormRecovery, recalibrate
@@ -114,6 +115,30 @@ def test_a_learning_rate_that_diverges_is_named(search: Evaluator, caplog: pytes
     network = final_network(search, kept).network
     found = learn(search, network, kept, lr=1e12)
     assert found.network is network and "finish.lr=1e+11" in caplog.text
+
+
+def test_a_network_that_is_no_graph_stays_as_it_is(
+    search: Evaluator, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no rule")
+
+    kept = halved(search)
+    network = final_network(search, kept).network
+    monkeypatch.setattr(final, "rewrite", fails)
+    with caplog.at_level("INFO"):
+        assert finished(search, kept, network, shown(images_of(8, 16, 0)), FinishConfig()) is None
+    assert "ResNet does not run as a graph (no rule)" in caplog.text
+
+
+def test_frozen_networks_stay_as_they_are(search: Evaluator) -> None:
+    kept = halved(search)
+    network = final_network(search, kept).network
+    search.model.requires_grad_(False)
+    try:
+        assert finished(search, kept, network, shown(images_of(8, 16, 0)), FinishConfig()) is None
+    finally:
+        search.model.requires_grad_(True)
 
 
 def test_a_rewritten_network_learns_too() -> None:
