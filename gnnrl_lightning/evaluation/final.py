@@ -40,7 +40,7 @@ class Final:
 
 
 def final_network(evaluator: Evaluator, kept: list[list[int]]) -> Final:
-    """Builds and checks the network with these channels.
+    """Builds and checks the network with these channels, with refitted weights unless cut ones have a better reward.
 
     Args:
         evaluator: Of the search.
@@ -49,11 +49,22 @@ def final_network(evaluator: Evaluator, kept: list[list[int]]) -> Final:
     Raises:
         ValueError: If the pruned network computes something else.
     """
+
+    def network(values: dict[str, Tensor]) -> nn.Module:
+        small = verified(evaluator.model, evaluator.topology, kept, values)
+        evaluator.recover(small)
+        return small.eval()
+
     values = evaluator.values(kept)
-    network = verified(evaluator.model, evaluator.topology, kept, values)
-    evaluator.recover(network)
-    network.eval()
-    return Final(network, "refitted" if values else "cut", {})
+    if not values:
+        return Final(network({}), "cut", {})
+    refitted, cut = network(values), network({})
+    rewards = {"refitted": evaluator.reward_of(refitted), "cut": evaluator.reward_of(cut)}
+    # Each layer is refitted by itself: in a network of chance weights all of them together may be worse than none.
+    if rewards["cut"] > rewards["refitted"]:
+        log.warning("weights are only cut: the reward is %(cut).2f so, refitted %(refitted).2f", rewards)
+        return Final(cut, "cut", rewards)
+    return Final(refitted, "refitted", rewards)
 
 
 def refitted_in_sequence(evaluator: Evaluator, kept: list[list[int]], final: Final) -> Final:
@@ -71,10 +82,11 @@ def refitted_in_sequence(evaluator: Evaluator, kept: list[list[int]], final: Fin
     log.info("sequential refit: layer after layer")
     again = evaluator.reconstruction.sequential_values(kept)
     other = verified(evaluator.model, evaluator.topology, kept, again).eval()
-    rewards = {"refitted": evaluator.reward_of(final.network), "refitted in sequence": evaluator.reward_of(other)}
-    best = max(rewards, key=rewards.__getitem__)  # of equal ones the simple one
+    rewards = final.rewards | {"refitted in sequence": evaluator.reward_of(other)}
     log.info("rewards on the whole reward split: %s", ", ".join(f"{name} {x:.2f}" for name, x in rewards.items()))
-    return Final(other if best == "refitted in sequence" else final.network, best, rewards)
+    if rewards["refitted in sequence"] > rewards["refitted"]:  # of equal ones the simple one
+        return Final(other, "refitted in sequence", rewards)
+    return replace(final, rewards=rewards)
 
 
 @dataclass(frozen=True)

@@ -112,26 +112,15 @@ def _attempt(
             f"load other weights."
         )
 
-    everything = torch.ones_like(topology.group_of_slot, dtype=torch.bool)
-
-    def rounding(mask: Tensor, expected: Any) -> float:
-        """How far the last digits of the images carry; drawn, since what all pixels share a normalisation takes out."""
-        digits = 1 + 2**-20 * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
-        return _error(masked_output(tensors, topology, mask, images * digits), expected)
-
+    removed, everything = topology.keep_mask(kept), torch.ones_like(topology.group_of_slot, dtype=torch.bool)
     reasons: list[str] = []
     for way in (prune, rewrite):
         try:
             small = way(probe, topology, kept)
-            pairs = [(small, topology.keep_mask(kept), reference)]
+            pairs = [(small, removed)]
             if way is rewrite:  # of the trace: so that must be the model
-                pairs.append((probe, everything, masked_output(tensors, topology, everything, images)))
-            error = 0.0
-            for network, mask, expected in pairs:
-                each = _error(_evaluate(network, images), expected)
-                if TOLERANCE < each < 10 * TOLERANCE and each <= 2 * rounding(mask, expected):
-                    continue  # deep networks amplify what is lost in rounding, and both have lost some
-                error = max(error, each)
+                pairs.append((probe, everything))
+            error = max(_difference(network, tensors, topology, mask, images) for network, mask in pairs)
             # What only training computes, the trace does not show; the rewritten network is without it.
             trains = way is rewrite or _trains(small, images)
             if error <= TOLERANCE and (trains or not (topology.program.unused or _trains(probe, images))):
@@ -183,7 +172,7 @@ def _first_line(failure: Exception) -> str:
 
 
 def relative_error(result: Tensor, reference: Tensor) -> float:
-    """Largest difference as a fraction of its channel's largest value; infinite where the shapes differ.
+    """Largest difference as a fraction of its channel's largest value; infinite where shapes differ or values are nan.
 
     Channels much smaller than the largest are measured at a tenth of that, which rounding does not reach.
     """
@@ -192,7 +181,7 @@ def relative_error(result: Tensor, reference: Tensor) -> float:
     others = [dimension for dimension in range(reference.dim()) if dimension != 1]
     sizes = reference.abs().amax(others, keepdim=True) if others else reference.abs()
     floor = max(0.1 * float(sizes.max()), 1e-12)
-    return float(((result - reference).abs() / sizes.clamp(min=floor)).max())
+    return float(((result - reference).abs() / sizes.clamp(min=floor)).nan_to_num(nan=math.inf).max())
 
 
 def _trains(model: nn.Module, images: Tensor) -> bool:
@@ -205,10 +194,27 @@ def _trains(model: nn.Module, images: Tensor) -> bool:
     return True
 
 
+def _difference(
+    network: nn.Module, tensors: Mapping[str, Tensor], topology: Topology, mask: Tensor, images: Tensor
+) -> float:
+    """How far a network's outputs are from those of the original with this mask.
+
+    Deep networks amplify what is lost in rounding: where that might be all, double precision says whether it is.
+    """
+    error = _error(_evaluate(network, images), masked_output(tensors, topology, mask, images))
+    if error <= TOLERANCE:
+        return error
+    exact = {name: value.double() if value.is_floating_point() else value for name, value in tensors.items()}
+    try:
+        return _error(_evaluate(network, images.double()), masked_output(exact, topology, mask, images.double()))
+    except Exception:  # the network asks for single precision somewhere
+        return error
+
+
 @torch.no_grad()
 def _evaluate(model: nn.Module, images: Tensor) -> Any:
-    """The outputs of a network, of which a copy is used up."""
-    return copy.deepcopy(model).cpu().float().eval()(images.clone())
+    """The outputs of a network in the images' precision, of which a copy is used up."""
+    return copy.deepcopy(model).to("cpu", images.dtype).eval()(images.clone())
 
 
 def _error(outputs: Any, reference: Any) -> float:
@@ -219,4 +225,8 @@ def _error(outputs: Any, reference: Any) -> float:
 
 
 def _tensors(outputs: Any) -> list[Tensor]:
-    return [leaf.float() for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    return [
+        leaf if leaf.is_floating_point() else leaf.float()
+        for leaf in pytree.tree_leaves(outputs)
+        if isinstance(leaf, Tensor)
+    ]

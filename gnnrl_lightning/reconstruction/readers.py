@@ -8,6 +8,7 @@ curves) knows nothing else of a layer.
 import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -75,16 +76,16 @@ class Convolution:
 
     def positions(self, x: Tensor) -> int:
         """See `Layout`."""
-        return len(x) * math.prod(len(places) for places in self._places(x))
+        return len(x) * math.prod(len(places) for places in _places(self, x.shape[2:]))
 
     def sample(self, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """See `Layout`; the same positions of all images."""
-        total, each = math.prod(len(places) for places in self._places(x)), -(-count // len(x))
+        total, each = self.positions(x) // len(x), -(-count // len(x))
         return torch.randperm(total, generator=generator)[:each] if each < total else torch.arange(total)
 
     def inputs(self, x: Tensor, sampled: Tensor) -> Tensor:
         """See `Layout`."""
-        places = self._places(x)
+        places = _places(self, x.shape[2:])
         # One zero behind the last value of each dimension stands for all that is read outside.
         x = F.pad(x, (0, 1) * len(places))
         index: list[Any] = [slice(None), slice(None)]
@@ -104,23 +105,25 @@ class Convolution:
             y = y[:, :, sampled.to(y.device)]
         return y.unflatten(1, (self.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
 
-    def _places(self, x: Tensor) -> list[Tensor]:
-        """Where each tap of each output position reads, [positions, taps] a dimension; the size where outside."""
-        places = []
-        for size, kernel, stride, before, after, step in zip(
-            x.shape[2:], self.kernel, self.stride, self.padding, self.padding_after, self.dilation, strict=True
-        ):
-            taps = step * torch.arange(kernel)
-            if self.transposed:
-                length = (size - 1) * stride - before - after + step * (kernel - 1) + 1
-                offset = torch.arange(length).unsqueeze(1) + before - taps
-                read, inside = offset.div(stride, rounding_mode="floor"), offset % stride == 0
-            else:
-                length = (size + before + after - step * (kernel - 1) - 1) // stride + 1
-                read = stride * torch.arange(length).unsqueeze(1) + taps - before
-                inside = torch.ones_like(read, dtype=torch.bool)
-            places.append(torch.where(inside & (read >= 0) & (read < size), read, size))
-        return places
+
+@lru_cache(maxsize=256)
+def _places(layer: Convolution, sizes: torch.Size) -> list[Tensor]:
+    """Where each tap of each output position reads, [positions, taps] a dimension; the size where outside."""
+    places = []
+    for size, kernel, stride, before, after, step in zip(
+        sizes, layer.kernel, layer.stride, layer.padding, layer.padding_after, layer.dilation, strict=True
+    ):
+        taps = step * torch.arange(kernel)
+        if layer.transposed:
+            length = (size - 1) * stride - before - after + step * (kernel - 1) + 1
+            offset = torch.arange(length).unsqueeze(1) + before - taps
+            read, inside = offset.div(stride, rounding_mode="floor"), offset % stride == 0
+        else:
+            length = (size + before + after - step * (kernel - 1) - 1) // stride + 1
+            read = stride * torch.arange(length).unsqueeze(1) + taps - before
+            inside = torch.ones_like(read, dtype=torch.bool)
+        places.append(torch.where(inside & (read >= 0) & (read < size), read, size))
+    return places
 
 
 @dataclass(frozen=True)

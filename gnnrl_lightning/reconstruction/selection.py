@@ -40,8 +40,11 @@ class _Refitted:
         """Elements of a block that the removal of a channel touches."""
         return self.inverse[0].numel()
 
-    def copy(self) -> "_Refitted":
-        return _Refitted(self.inverse.clone(), self.energy.clone(), self.size)
+    def of(self, channels: Tensor) -> "_Refitted":
+        """The same of some of its channels, in matrices of its own: of those that are left, if others are gone."""
+        index = self._index(channels)
+        inverse, energy = (matrix[:, index][:, :, index] for matrix in (self.inverse, self.energy))
+        return _Refitted(inverse, energy, self.size)
 
     def costs(self, left: Tensor) -> Tensor:
         """What it costs to take each channel away, of those that are left, [width]."""
@@ -63,11 +66,10 @@ class _Refitted:
 
     def curve(self, order: Tensor) -> Tensor:
         """The error at widths 0 to all, when channels go in this order, [width + 1]."""
-        index = self._index(order.flip(0))
-        inverse, energy = (matrix[:, index][:, :, index] for matrix in (self.inverse, self.energy))
+        sorted_ = self.of(order.flip(0))
         # The moments of the group's columns, given all others that the reader reads, which stay.
-        factor = torch.linalg.cholesky(torch.linalg.inv(inverse))
-        errors = ((energy @ factor) * factor).sum(1)
+        factor = torch.linalg.cholesky(torch.linalg.inv(sorted_.inverse))
+        errors = ((sorted_.energy @ factor) * factor).sum(1)
         each = errors.unflatten(1, (len(order), self.size)).sum((0, 2))
         return _from_tail(each)
 
@@ -88,24 +90,28 @@ class _AsIs:
     Attributes:
         products: Σ over columns of G ∘ M of each pair of channels: the error is its sum over those that are gone,
             [width, width].
+        beside: The sum of each channel's products with those that are gone, [width].
     """
 
     products: Tensor
+    beside: Tensor
 
     @property
     def elements(self) -> int:
         """Elements that the removal of a channel touches."""
         return self.products.numel()
 
-    def copy(self) -> "_AsIs":
-        return self
+    def of(self, channels: Tensor) -> "_AsIs":
+        """The same of some of its channels: of those that are left, if others are gone."""
+        return _AsIs(self.products[channels][:, channels], self.beside[channels])
 
     def costs(self, left: Tensor) -> Tensor:
         """What it costs to take each channel away, beside those that are gone, [width]."""
-        return self.products.diagonal() + 2 * self.products[:, ~left].sum(1)
+        return self.products.diagonal() + 2 * self.beside
 
     def remove(self, channels: Tensor) -> None:
-        """Nothing changes."""
+        """What is left loses the more for it."""
+        self.beside += self.products[:, channels].sum(1)
 
     def curve(self, order: Tensor) -> Tensor:
         """The error at widths 0 to all, when channels go in this order, [width + 1]."""
@@ -156,26 +162,33 @@ class Selection:
                 self._parts[group].append(_Refitted(_square(inverse, index), own, size))
             else:
                 pairs = (_square(moments.gram, index) * own).sum(0)
-                self._parts[group].append(_AsIs(pairs.view(width, size, width, size).sum((1, 3)).cpu()))
+                products = pairs.view(width, size, width, size).sum((1, 3)).cpu()
+                self._parts[group].append(_AsIs(products, torch.zeros_like(products[0])))
 
     def order(self, group: int) -> Tensor:
         """The channels of a group as they go, the first one first, [width]."""
         width = self.topology.groups[group].width
-        parts = [part.copy() for part in self._parts[group]]
-        size = max((part.elements for part in parts), default=0)
+        size = max((part.elements for part in self._parts[group]), default=0)
         rounds = width if width * size <= _EXACT else _ROUNDS
-        gone: list[int] = []
+        names = torch.arange(width)  # of the channels that the parts are about
+        parts, gates = [part.of(names) for part in self._parts[group]], self.gates[group]
         left = torch.ones(width, dtype=torch.bool)
+        gone: list[int] = []
         for number in range(rounds):
-            costs = sum((part.costs(left) for part in parts), self.gates[group])
+            costs = sum((part.costs(left) for part in parts), gates)
             costs = torch.where(left, costs, torch.inf)
             count = -(-(width - len(gone)) // (rounds - number))
             chosen = costs.argsort(stable=True)[:count]
-            gone += chosen.tolist()
+            gone += names[chosen].tolist()
             left[chosen] = False
-            if left.any():
-                for part in parts:
-                    part.remove(chosen)
+            if not left.any():
+                break
+            for part in parts:
+                part.remove(chosen)
+            if 2 * left.sum() <= len(left):  # smaller matrices go faster
+                kept = left.nonzero().flatten()
+                parts, gates = [part.of(kept) for part in parts], gates[kept]
+                names, left = names[kept], left[kept]
         return torch.tensor(gone)
 
     def curve(self, group: int, order: Tensor) -> Tensor:

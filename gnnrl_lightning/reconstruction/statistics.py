@@ -49,9 +49,9 @@ class Statistics:
     Attributes:
         moments: One entry a reader, in the order of the network.
         tensors: Parameters, buffers and folded tensors of the network, by name.
-        gates: What the scores lose by each channel in operations without a rule, to first order: E[(∂z/∂m)²] of a gate
+        gates: What the scores lose by each channel in operations without moments, to first order: E[(∂z/∂m)²] of a gate
             m on the channel, [slots].
-        unruled: Those operations: they keep their weights.
+        unruled: Those operations: there is no rule for them, or no memory. They keep their weights.
     """
 
     moments: list[Moments]
@@ -85,9 +85,11 @@ def collect(
     tensors = {name: value.detach() for name, value in tensors_of(model).items()}
     _require_finite(tensors)
     readers, unruled = find_readers(topology)
+    readers, mixed, left = _within_memory(readers, memory_gb)
+    unruled += [node for reader in left for node in reader.layouts]
     sizes = _activation_bytes(topology)
     batch = _batch_size(sizes, memory_gb, len(images))
-    taking = _Taking(topology, readers, unruled, images, samples, memory_gb)
+    taking = _Taking(topology, readers, unruled, images, samples, mixed)
     starts = list(range(0, len(images), batch))
     rank, ranks = _ranks(len(starts))
     for index in track(range(rank, len(starts), ranks), "statistics of the readers", transient=True):
@@ -110,13 +112,13 @@ class _Taking:
         unruled: list[str],
         images: HeldImages,
         samples: float,
-        memory_gb: float,
+        mixed: set[str],
     ):
         self.topology, self.readers, self.unruled = topology, readers, unruled
         self.device = images.pixels.device
         self.images, self.samples = len(images), samples
         self.varied = _varied(images.pixels)
-        self.too_large = _too_large(readers, memory_gb)
+        self.too_large = mixed
         self.of_node = {node: reader for reader in readers for node in reader.layouts}
         self.sums: dict[str, dict[str, Tensor]] = {}
         self.mixed: dict[str, bool] = {}
@@ -309,11 +311,10 @@ def _varied(pixels: Tensor) -> bool:
     return bool((flat != flat[:, :, :1]).any()) and bool((pixels != pixels[:1]).any())
 
 
-def _too_large(readers: list[Reader], memory_gb: float) -> set[str]:
-    """The weights, the largest first, whose moments are those of channels so that all fit into memory.
+def _within_memory(readers: list[Reader], memory_gb: float) -> tuple[list[Reader], set[str], list[Reader]]:
+    """Readers of which moments are taken, of those the weights with moments of channels alone, and those left out.
 
-    Raises:
-        ValueError: If they do not fit even so, with what is needed.
+    From the largest on, as many as it takes until all fit.
     """
 
     def size(reader: Reader, mixed: bool) -> int:
@@ -321,20 +322,20 @@ def _too_large(readers: list[Reader], memory_gb: float) -> set[str]:
         rows = reader.blocks * min(reader.rows, _EXACT_ROWS) * reader.rows
         return 8 * (2 * reader.blocks * (columns**2 + reader.columns) + rows)
 
-    total = sum(size(reader, False) for reader in readers)
+    sizes = {reader.weight: size(reader, False) for reader in readers}
     mixed: set[str] = set()
-    for reader in sorted(readers, key=lambda each: size(each, False), reverse=True):
-        if total <= memory_gb * GIB:
-            break
-        if reader.taps > 1:
-            total += size(reader, True) - size(reader, False)
+    for reader in sorted(readers, key=lambda each: sizes[each.weight], reverse=True):
+        if sum(sizes.values()) > memory_gb * GIB and reader.taps > 1:
+            sizes[reader.weight] = size(reader, True)
             mixed.add(reader.weight)
-    if total > memory_gb * GIB:
-        raise ValueError(
-            f"refit.memory_gb={memory_gb:g} is not enough: the moments of {len(readers)} layers take "
-            f"{total / GIB:.2g} GiB; give refit.memory_gb={math.ceil(total / GIB)}, or refit.enabled=false."
-        )
-    return mixed
+    left = []
+    for reader in sorted(readers, key=lambda each: sizes[each.weight], reverse=True):
+        if sum(sizes.values()) > memory_gb * GIB:
+            wanted = math.ceil(sum(sizes.values()) / GIB)
+            log.info("refit: %s stays as it is; refit.memory_gb=%d would be enough for it", reader.weight, wanted)
+            del sizes[reader.weight]
+            left.append(reader)
+    return [reader for reader in readers if reader.weight in sizes], mixed - {each.weight for each in left}, left
 
 
 def _report(found: Statistics) -> None:
@@ -348,4 +349,4 @@ def _report(found: Statistics) -> None:
         if names:
             log.info("refit: too few samples or too much memory for more than %s %s", what, ", ".join(names))
     if found.unruled:
-        log.info("refit: no rule for %s; their weights stay as they are", ", ".join(found.unruled))
+        log.info("refit: %s keep their weights, without rule or memory for them", ", ".join(found.unruled))

@@ -187,3 +187,18 @@ def test_the_loss_is_what_hooks_on_the_readers_see() -> None:
     # In the order of the network, whose shortcuts read nothing; the scores come last.
     assert list(by_reader.values()) == pytest.approx([*map(float, errors), float(share.mean())], rel=1e-4)
     assert tensors_of(small).keys() == tensors_of(graphs[0]).keys()
+
+
+def test_refitted_weights_that_have_a_worse_reward_are_not_taken(
+    search: Evaluator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = halved(search)
+    monkeypatch.setattr(search, "_said", search.said_by(search.model))  # rewards are minus the divergence
+    found = final_network(search, kept)
+    assert found.weights == "refitted" and found.rewards["refitted"] > found.rewards["cut"]
+    values = search.values(kept)
+    monkeypatch.setattr(search, "values", lambda _: {name: torch.randn_like(value) for name, value in values.items()})
+    found = final_network(search, kept)
+    assert found.weights == "cut" and found.rewards["cut"] > found.rewards["refitted"]
+    assert "weights are only cut" in caplog.text
+    assert search.reward_of(found.network) == found.rewards["cut"]

@@ -210,11 +210,23 @@ def test_weights_that_are_not_finite_are_one_sentence() -> None:
 
 
 def test_too_little_memory_is_one_sentence() -> None:
-    wide = nn.Sequential(nn.Conv2d(3, 512, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 4))
-    for model, memory in ((trained(), 1e-7), (wide, 1e-3)):
-        with pytest.raises(ValueError, match=r"refit\.memory_gb=.* is not enough") as caught:
-            _ = closed_forms(model, pictures(4), memory_gb=memory).statistics
-        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"refit\.memory_gb=.* is not enough") as caught:
+        _ = closed_forms(trained(), pictures(4), memory_gb=1e-7).statistics
+    assert "\n" not in str(caught.value)
+
+
+def test_a_layer_that_does_not_fit_into_memory_keeps_its_weights(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 512, 1), nn.ReLU(), nn.Conv2d(512, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with caplog.at_level("INFO"):
+        found = closed_forms(model, pictures(64), memory_gb=1e-3)
+        assert [each.reader.weight for each in found.statistics.moments] == ["4.weight"]
+    assert "refit: 2.weight stays as it is; refit.memory_gb=1 would be enough for it" in caplog.text
+    assert all(sorted(order.tolist()) == list(range(len(order))) for order in found.orders)
+    assert found.values([[0, 5], [1, 2, 3]]).keys() == {"4.weight", "4.bias"}
 
 
 def test_refit_is_off_with_one_setting_and_the_same_images_give_the_same() -> None:
