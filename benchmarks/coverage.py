@@ -30,12 +30,12 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from gnnrl_lightning.config import RefitConfig
 from gnnrl_lightning.data import IMAGENET, HeldImages
 from gnnrl_lightning.evaluation.recovery import recalibrate
 from gnnrl_lightning.pruning.apply import uniform_plan
 from gnnrl_lightning.pruning.verify import verified
 from gnnrl_lightning.reconstruction.reconstruction import Reconstruction
+from gnnrl_lightning.settings import RefitConfig
 from gnnrl_lightning.topology import trace
 
 TIMM = """

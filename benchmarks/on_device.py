@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gnnrl_lightning.config import FitConfig
 from gnnrl_lightning.data import IMAGENET, FolderDataModule, HeldImages
 from gnnrl_lightning.data.images import MemoryImages
-from gnnrl_lightning.evaluation.evaluator import correct
+from gnnrl_lightning.evaluation.reward import correct
 from gnnrl_lightning.finetune import distilled
+from gnnrl_lightning.settings import FitConfig
 
 EVALUATED = 1000
 """Images of a forward pass without a backward one."""

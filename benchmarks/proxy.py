@@ -18,6 +18,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from gnnrl_lightning.start import starting_point
 from hydra import compose, initialize
 from rich.console import Console
 from rich.progress import track
@@ -26,17 +27,16 @@ from scipy.stats import kendalltau
 from torch import Tensor
 
 from gnnrl_lightning.config import SearchConfig, build, register, typed
+from gnnrl_lightning.core.files import write_json
 from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.measure import test_top1
-from gnnrl_lightning.files import write_json
 from gnnrl_lightning.fitting import device_of, fit
 from gnnrl_lightning.launch import keep_freed_memory
 from gnnrl_lightning.models.factory import ModelSpec, create_model, preprocessing_of
 from gnnrl_lightning.reconstruction.reconstruction import Reconstruction
 from gnnrl_lightning.run import data_of
-from gnnrl_lightning.search.agents.start import DrawsNear
-from gnnrl_lightning.search.environment import PruningEnv
-from gnnrl_lightning.start import starting_point
+from gnnrl_lightning.searching.agents.start import DrawsNear
+from gnnrl_lightning.searching.environment import PruningEnv
 
 PLANS = 20
 """Of each kind."""

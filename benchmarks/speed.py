@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from gnnrl_lightning.config import RefitConfig, build, register
+from gnnrl_lightning.config import build, register
 from gnnrl_lightning.cost.flops import Flops
 from gnnrl_lightning.data import IMAGENET, HeldImages
 from gnnrl_lightning.evaluation.evaluator import Evaluator
@@ -36,8 +36,9 @@ from gnnrl_lightning.pruning.importance.magnitude import Magnitude
 from gnnrl_lightning.pruning.importance.reconstruction import ReconstructionError
 from gnnrl_lightning.pruning.surgery import prune
 from gnnrl_lightning.reconstruction.reconstruction import Reconstruction
-from gnnrl_lightning.search.environment import PruningEnv
-from gnnrl_lightning.search.module import SearchModule
+from gnnrl_lightning.searching.environment import PruningEnv
+from gnnrl_lightning.searching.module import SearchModule
+from gnnrl_lightning.settings import RefitConfig
 from gnnrl_lightning.task import Task
 from gnnrl_lightning.topology import trace
 

@@ -15,13 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save
 from torch import nn
 
-from gnnrl_lightning.config import FitConfig
+from gnnrl_lightning.core.files import write_bytes
 from gnnrl_lightning.data import ImageDataModule
 from gnnrl_lightning.data.held_out import TRAIN
-from gnnrl_lightning.files import write_bytes
 from gnnrl_lightning.fitting import fit
 from gnnrl_lightning.models.factory import ModelSpec
 from gnnrl_lightning.models.weights import load_weights
+from gnnrl_lightning.settings import FitConfig
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def train_base(
         logger: Where metrics go.
 
     Raises:
-        ValueError: If training diverged; nothing is kept then.
+        UserError: If training diverged; nothing is kept then.
     """
     shaped_by = {
         "model": spec.to_dict(),

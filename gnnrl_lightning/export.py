@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.pruning.apply import load_pruned
 
 TOLERANCE = 1e-4
@@ -22,16 +23,16 @@ def check_formats(formats: Sequence[str]) -> None:
     """Finds out before any work whether the formats can be written here.
 
     Raises:
-        ValueError: If one is not known, or its packages are not installed.
+        UserError: If one is not known, or its packages are not installed.
     """
     for name in formats:
         if name not in {*FORMATS, "safetensors"}:
-            raise ValueError(f"export=[{name}] is not known; give any of export=[{','.join(FORMATS)}].")
+            raise UserError(f"export=[{name}] is not known; give any of export=[{','.join(FORMATS)}].")
     for package in ("onnx", "onnxscript", "onnxruntime") if "onnx" in formats else ():
         try:
             importlib.import_module(package)
         except Exception as error:  # a broken installation raises whatever it likes
-            raise ValueError(
+            raise UserError(
                 f"export=[onnx] needs {package} ({str(error).partition(chr(10))[0]}); "
                 "install it with pip install -e '.[onnx]', or leave onnx out."
             ) from error
@@ -50,7 +51,7 @@ def export(network: nn.Module, images: Tensor, formats: Sequence[str], folder: P
         For each format: `file`, `bytes`, and `difference`, the largest absolute one of scores on these images.
 
     Raises:
-        ValueError: If a format cannot be written, or its file computes something else; the file is not left behind.
+        UserError: If a format cannot be written, or its file computes something else; the file is not left behind.
     """
     network = copy.deepcopy(network).cpu().to(memory_format=torch.contiguous_format).eval()
     images = images.cpu()
@@ -67,12 +68,12 @@ def export(network: nn.Module, images: Tensor, formats: Sequence[str], folder: P
                     float((run(temporary, part) - scores[: len(part)]).abs().max()) for part in (images, images[:1])
                 )
                 if not difference <= TOLERANCE:
-                    raise ValueError(f"it differs from the network by {difference:.1e}")
+                    raise UserError(f"it differs from the network by {difference:.1e}")
                 results[name] = {"file": file, "bytes": temporary.stat().st_size, "difference": difference}
                 temporary.replace(folder / file)
             except Exception as error:  # whatever an exporter raises
                 reason = str(error).strip().partition("\n")[0] or type(error).__name__
-                raise ValueError(f"export=[{name}] failed ({reason}); leave {name} out.") from error
+                raise UserError(f"export=[{name}] failed ({reason}); leave {name} out.") from error
             finally:
                 temporary.unlink(missing_ok=True)
             log.info("%s: %s, scores within %.0e", name, folder / file, results[name]["difference"])
@@ -89,14 +90,14 @@ def check_saved(network: nn.Module, unpruned: nn.Module, images: Tensor, folder:
         folder: Of the run.
 
     Raises:
-        ValueError: If the file gives another network.
+        UserError: If the file gives another network.
     """
     small, images = copy.deepcopy(network).cpu().eval(), images.cpu()
     with torch.no_grad():
         difference = float((load_pruned(folder, copy.deepcopy(unpruned).cpu())(images) - small(images)).abs().max())
     path = folder / "pruned.safetensors"
     if not difference <= TOLERANCE:
-        raise ValueError(f"{path} gives another network than was saved (scores differ by {difference:.1e}).")
+        raise UserError(f"{path} gives another network than was saved (scores differ by {difference:.1e}).")
     return {"safetensors": {"file": path.name, "bytes": path.stat().st_size, "difference": difference}}
 
 

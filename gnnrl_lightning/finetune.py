@@ -11,8 +11,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
-from gnnrl_lightning.config import FitConfig
 from gnnrl_lightning.resume import require_same
+from gnnrl_lightning.settings import FitConfig
 
 Batch = tuple[Tensor, Tensor]
 Curve = list[dict[str, float]]
@@ -157,7 +157,7 @@ class SupervisedModule(L.LightningModule):
         """Takes up a training where it was left.
 
         Raises:
-            ValueError: If it was started with other settings.
+            UserError: If it was started with other settings.
         """
         state = checkpoint["fit"]
         require_same(state["configured"], self.configured)

@@ -14,11 +14,12 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import nn
 
-from gnnrl_lightning.config import FitConfig
+from gnnrl_lightning.core.checks import UserError
+from gnnrl_lightning.core.layout import to_fastest_layout
 from gnnrl_lightning.data import ImageDataModule
 from gnnrl_lightning.finetune import Curve, SupervisedModule
-from gnnrl_lightning.models.layout import to_fastest_layout
 from gnnrl_lightning.resume import LastCheckpoint, read_checkpoint, settings_of
+from gnnrl_lightning.settings import FitConfig
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def fit(
         first of a fine-tuning is before any training, the last of all at the end.
 
     Raises:
-        ValueError: If training diverged, or the checkpoint is of a training with other settings.
+        UserError: If training diverged, or the checkpoint is of a training with other settings.
     """
     names = ("model", "plan", "weights", "teacher", "data", "reward_split", "seed", "episodes", "finalists")
     configured = settings_of(config, [name for name in names if name in config]) | asdict(settings)
@@ -116,7 +117,7 @@ def fit(
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             option = "fit" if "fit" in config else stage
-            raise ValueError(
+            raise UserError(
                 f"{stage} training diverged ({name} is not finite) with {option}.lr={settings.lr}; lower {option}.lr, "
                 f"e.g. {option}.lr={settings.lr / 10:g}."
             )

@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from gnnrl_lightning.config import SearchConfig, TrainConfig
+from gnnrl_lightning.core.checks import UserError
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def launch(main: Callable[[], Any]) -> None:
     sys.argv[1:] = [_deletion(argument) for argument in sys.argv[1:]]
     try:
         main()
-    except ValueError as error:
+    except UserError as error:
         _give_up(error, 1)
     except (HydraException, OmegaConfBaseException) as error:
         _give_up(error, 2)
@@ -88,12 +89,12 @@ def job(story: Callable[[DictConfig], float], config: DictConfig) -> float:
         try:
             return story(config)
         except MisconfigurationException as error:
-            raise ValueError(
+            raise UserError(
                 f"Lightning refuses to run so ({error}); give another trainer=, e.g. trainer=cpu."
             ) from error
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)  # Lightning would leave with 0, and a scheduler think that all is done
-    except ValueError as error:
+    except UserError as error:
         log.debug("failed", exc_info=True)  # for the file of the log: the screen shows one line
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise

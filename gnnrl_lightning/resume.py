@@ -8,6 +8,8 @@ import lightning as L
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from gnnrl_lightning.core.checks import UserError
+
 _LOADING = ("data.num_workers", "data.eval_batch_size")
 """Settings that only say how images are loaded."""
 
@@ -39,13 +41,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a checkpoint without running what it may hold of code.
 
     Raises:
-        ValueError: If it is damaged, or holds more than tensors and plain values.
+        UserError: If it is damaged, or holds more than tensors and plain values.
     """
     try:
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # of pickle, zip files and more
         reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
-        raise ValueError(f"{path} is no checkpoint to go on from ({reason}); delete it to start anew.") from error
+        raise UserError(f"{path} is no checkpoint to go on from ({reason}); delete it to start anew.") from error
     return saved
 
 
@@ -55,11 +57,11 @@ def settings_of(config: DictConfig, names: Iterable[str]) -> dict[str, Any]:
 
 
 def require_same(then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise ValueError unless a stopped run had these settings."""
+    """Raise UserError unless a stopped run had these settings."""
     other = [key for key in now | then if then.get(key) != now.get(key)]
     if other:
         was = ", ".join(f"{key}={then.get(key)}" for key in other)
-        raise ValueError(f"the checkpoint is of a run with {was}; resume with the same settings or start anew.")
+        raise UserError(f"the checkpoint is of a run with {was}; resume with the same settings or start anew.")
 
 
 def _leaves(node: Any, path: str = "") -> dict[str, Any]:

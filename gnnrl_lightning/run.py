@@ -1,9 +1,11 @@
 """The story of search.py: from a trained network to a smaller one, measured and reported."""
 
+import copy
 import json
 import logging
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -12,24 +14,24 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from torch import Tensor
 
 from gnnrl_lightning.base import train_base
 from gnnrl_lightning.config import SearchConfig, build, typed
+from gnnrl_lightning.core.checks import UserError
+from gnnrl_lightning.core.files import write_json
 from gnnrl_lightning.data import ImageDataModule, Preprocessing
 from gnnrl_lightning.data.held_out import TRAIN
 from gnnrl_lightning.evaluation.evaluator import Evaluator
-from gnnrl_lightning.evaluation.final import final_network, finished, refitted_in_sequence
+from gnnrl_lightning.evaluation.final import deliver
 from gnnrl_lightning.evaluation.measure import budget_check, speeds, test_top1, weight_bytes
 from gnnrl_lightning.export import check_formats, check_saved, export
-from gnnrl_lightning.files import write_json
 from gnnrl_lightning.finetune import Curve
 from gnnrl_lightning.fitting import device_of, fit, join_ranks, ranks_of
 from gnnrl_lightning.models.factory import ModelSpec, check_model, create_model, preprocessing_of
-from gnnrl_lightning.pruning.apply import make_plan, placed, planned_widths, save_pruned
+from gnnrl_lightning.problem import Problem, check_stages, make_prunable, prune_again
+from gnnrl_lightning.pruning.apply import load_pruned, make_plan, placed, planned_widths, save_pruned
 from gnnrl_lightning.pruning.importance.reconstruction import ReconstructionError
 from gnnrl_lightning.pruning.plan import PruningPlan
-from gnnrl_lightning.pruning.rewrite import rewrite
 from gnnrl_lightning.pruning.surgery import prune
 from gnnrl_lightning.reconstruction.reconstruction import Reconstruction
 from gnnrl_lightning.report.card import write_card
@@ -38,9 +40,7 @@ from gnnrl_lightning.report.page import write_report
 from gnnrl_lightning.report.protocol import Protocol
 from gnnrl_lightning.report.results import choice, command, curves, durations, opening, stages
 from gnnrl_lightning.report.tables import stage_table
-from gnnrl_lightning.search.environment import PruningEnv
-from gnnrl_lightning.search.run import begin, check_resume, check_stage, has_ended, run_agent
-from gnnrl_lightning.start import starting_point
+from gnnrl_lightning.searching.run import begin, check_resume, check_stage, has_ended, run_agent
 from gnnrl_lightning.topology.outline import write_layers
 from gnnrl_lightning.tracking import log_input, log_metrics, log_run, open_loggers
 from gnnrl_lightning.unlabelled import check_search, label
@@ -58,11 +58,11 @@ def search(config: DictConfig) -> float:
         The winner's reward on the whole reward split.
 
     Raises:
-        ValueError: If the configuration is at fault; before any training where that can be known.
+        UserError: If the configuration is at fault; before any training where that can be known.
     """
     cfg: SearchConfig = typed(config, SearchConfig)
     if cfg.stages > 1 and cfg.plan is not None:
-        raise ValueError(f"stages={cfg.stages} starts from the whole network; give stages=1 with plan={cfg.plan}.")
+        raise UserError(f"stages={cfg.stages} starts from the whole network; give stages=1 with plan={cfg.plan}.")
     for number in range(1, cfg.stages):
         folder = Path(config.paths.run) / "stages" / str(number)
         part = {"budget": cfg.budget ** (number / cfg.stages), "paths": {"run": str(folder)}, "export": []}
@@ -94,23 +94,26 @@ def _prune(config: DictConfig) -> float:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     original = create_model(spec, data.num_classes, data.image_size, cfg.weights)
     example = torch.zeros(1, 3, data.image_size, data.image_size)
-    start = starting_point(original, example, spec, cfg, earlier)
-    unpruned, model, topology, remove = start.unpruned, start.model, start.topology, start.remove
-    log.info("channels are removed by %s", "surgery" if remove is prune else "rewriting the traced graph")
-    deployed = original if remove is prune else rewrite(original, unpruned, unpruned.all_channels())
+    prunable = make_prunable(original, example, cfg)
+    if cfg.stages > 1 and earlier is None:
+        check_stages(prunable, cfg)
+    if earlier is not None:
+        if (earlier.model or {}).get("spec") != spec.to_dict():
+            raise UserError(f"plan={cfg.plan} is not for {spec.setting}; give the network that it was made for.")
+        left = load_pruned(Path(str(cfg.plan)).parent, copy.deepcopy(original))
+        prunable = prune_again(prunable, left, earlier, cfg)
+    unpruned, topology, deployed = prunable.unpruned, prunable.topology, prunable.deployed
+    log.info("channels are removed by %s", "surgery" if prunable.remove is prune else "rewriting the traced graph")
     cost = build(config.cost, topology=unpruned, network=deployed, device=device)
-    full_cost = int(cost(unpruned.full_widths()))
-
+    problem = Problem(prunable, cost, cfg.budget)
+    full_cost, cost_of = problem.full_cost, problem.cost_of
     names = [group.name for group in topology.groups]
-
-    def cost_of(widths: Tensor) -> Tensor:
-        return cost(placed(names, widths, unpruned))
 
     recovery = build(config.recovery)
     evaluator: Evaluator  # stands when the first reward is asked for
-    env = PruningEnv(topology, cost_of, cfg.budget, lambda widths: evaluator(widths), cfg.max_steps, full_cost)
+    env = problem.environment(lambda widths: evaluator(widths), cfg.max_steps)
     if earlier is not None and cost_of(topology.full_widths()) <= env.allowed:
-        raise ValueError(f"plan={cfg.plan} is within budget={cfg.budget:g} already; give a lower budget.")
+        raise UserError(f"plan={cfg.plan} is within budget={cfg.budget:g} already; give a lower budget.")
     log.info(
         "budget %.2f: %s of %s %s; %d groups, %d channels",
         cfg.budget,
@@ -141,7 +144,7 @@ def _prune(config: DictConfig) -> float:
     task = env.task(
         lambda: evaluator.ranking.scores,
         -(-cfg.episodes // ranks_of(config)),
-        reconstruction=Reconstruction(model, topology, training[0], cfg.refit) if closed_form else None,
+        reconstruction=Reconstruction(prunable.model, topology, training[0], cfg.refit) if closed_form else None,
         plans=(lambda: evaluator.plans) if cfg.start == "closed_form" else None,
     )
     agent = build(config.agent, task=task)
@@ -156,9 +159,9 @@ def _prune(config: DictConfig) -> float:
         clock["search"] = time.perf_counter()
         count = min(cfg.reward_images or len(reward[1]), len(reward[1]))
         evaluator = Evaluator(
-            model,
+            prunable.model,
             task,
-            remove,
+            prunable.remove,
             importance,
             recovery,
             reward,
@@ -184,15 +187,9 @@ def _prune(config: DictConfig) -> float:
         plan = make_plan(topology, kept)
         plan = replace(earlier.then(plan) if earlier else plan, model=network, data=served, about=about)
         finetunes = bool(cfg.finetune.epochs and cfg.finetune.max_steps)
-        final = final_network(evaluator, kept)
-        learned = None
-        if cfg.finish.enabled:
-            shown = data.training_images(cfg.finish.batch_size, device, evaluator.layout)
-            learned = finished(evaluator, kept, final.network, shown, cfg.finish)
-        finishes = learned is not None and learned.taken
-        if cfg.refit.sequential and not (finishes or finetunes):
-            final = refitted_in_sequence(evaluator, kept, final)
-        pruned = final.network
+        shown = partial(data.training_images, cfg.finish.batch_size, device, evaluator.layout)
+        delivered = deliver(evaluator, kept, cfg, shown, learns_on=finetunes)
+        final, learned, pruned = delivered.final, delivered.finish, delivered.final.network
         images = data.test_dataloader()
         top1 = {"original": test_top1(original, images, device, "original")}
         networks = {"original": original}
@@ -205,8 +202,8 @@ def _prune(config: DictConfig) -> float:
         top1["pruned"] = test_top1(pruned, images, device, "pruned")
         write = rank_zero_only(save_pruned)
         write(folder, pruned, plan)
-        if learned is not None and finishes:
-            pruned = learned.network
+        if delivered.finished:
+            pruned = delivered.network
             top1["finished"] = test_top1(pruned, images, device, "finished")
             write(folder, pruned, plan)
         clock["finetune"] = time.perf_counter()

@@ -14,11 +14,12 @@ from rich.console import Console
 from gnnrl_lightning import data as data_modules
 from gnnrl_lightning.base import save_weights
 from gnnrl_lightning.config import TrainConfig, typed
+from gnnrl_lightning.core.checks import UserError
+from gnnrl_lightning.core.files import write_json
 from gnnrl_lightning.data import Preprocessing
 from gnnrl_lightning.data.held_out import HELD_OUT, TRAIN
 from gnnrl_lightning.evaluation.measure import test_top1
 from gnnrl_lightning.export import check_formats, check_saved, export
-from gnnrl_lightning.files import write_json
 from gnnrl_lightning.finetune import Curve
 from gnnrl_lightning.fitting import device_of, fit
 from gnnrl_lightning.models.factory import ModelSpec, check_model, create_model, preprocessing_of
@@ -42,23 +43,23 @@ def train(config: DictConfig) -> float:
         Top-1 in % on the reward split.
 
     Raises:
-        ValueError: If the configuration is at fault.
+        UserError: If the configuration is at fault.
     """
     cfg: TrainConfig = typed(config, TrainConfig)
     check_formats(cfg.export)
     folder, device = Path(config.paths.run), device_of(config)
     plan = PruningPlan.load(Path(cfg.plan)) if cfg.plan else None
     if plan is not None and plan.model is None:
-        raise ValueError(f"plan={cfg.plan} does not say how to build its network; fine-tune it with your own code.")
+        raise UserError(f"plan={cfg.plan} does not say how to build its network; fine-tune it with your own code.")
     whole = cfg.data is not None and "_target_" in cfg.data
     if plan is not None and not whole:
         if plan.data is None:
-            raise ValueError(f"plan={cfg.plan} does not say which images it saw; add data=….")
+            raise UserError(f"plan={cfg.plan} does not say which images it saw; add data=….")
         # `+data.batch_size=256` changes one setting of the search's images, `data=cifar10` replaces them.
         served = OmegaConf.merge(_of_this_package(plan.data["config"], cfg.plan), cfg.data or {})
         config = OmegaConf.merge(config, {"data": served})  # type: ignore[assignment]
     if plan is not None and plan.model is not None and config.data.num_classes != plan.model["num_classes"]:
-        raise ValueError(
+        raise UserError(
             f"data.num_classes={config.data.num_classes}, but the network of plan={cfg.plan} has "
             f"{plan.model['num_classes']} classes; give the images that it was trained for."
         )
@@ -69,7 +70,7 @@ def train(config: DictConfig) -> float:
     if plan is None or plan.model is None:
         check_model(spec, config.data.num_classes, cfg.weights)
     elif spec.to_dict() != plan.model["spec"]:
-        raise ValueError(f"{spec.setting} with model.kwargs={spec.kwargs} is not what plan={cfg.plan} is for.")
+        raise UserError(f"{spec.setting} with model.kwargs={spec.kwargs} is not what plan={cfg.plan} is for.")
     # The pruned weights expect their images as the original's did, whatever images are given now.
     known = Preprocessing(**plan.data["preprocessing"]) if plan and plan.data else None
     # Test images that the plan's rewards were taken on are no test images: its images are cut as they were.
@@ -132,5 +133,5 @@ def _of_this_package(served: Any, path: str | None) -> Any:
         isinstance(value, int | float | str | None) and "${" not in str(value) for value in served.values()
     )
     if not plain or served.get("_target_") not in known:
-        raise ValueError(f"plan={path} names images that this package does not serve; add data=….")
+        raise UserError(f"plan={path} names images that this package does not serve; add data=….")
     return served

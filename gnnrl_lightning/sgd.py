@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gnnrl_lightning.data.preprocessing import HeldImages
+from gnnrl_lightning.core.inputs import call
+from gnnrl_lightning.core.samples import Samples
 
 
 def sgd_steps(
-    model: nn.Module, images: HeldImages, labels: Tensor, batch_size: int, lr: float, steps: int, seed: int
+    model: nn.Module, images: Samples, labels: Tensor, batch_size: int, lr: float, steps: int, seed: int
 ) -> Generator[Tensor, None, None]:
     """Trains a network in place by SGD; the same network, images and seed give the same result.
 
@@ -31,13 +32,13 @@ def sgd_steps(
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=4e-5)
     # Dropout inside the network would draw from the global generator: fork it, so that the seed decides.
-    device = images.pixels.device
+    device = images.device
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
             torch.manual_seed(seed)
             for batch in islice(_batches(len(images), batch_size, seed), steps):
                 optimizer.zero_grad()
-                F.cross_entropy(model(images[batch]), labels[batch]).backward()
+                F.cross_entropy(call(model, images[batch]), labels[batch]).backward()
                 optimizer.step()
                 yield batch
     finally:

@@ -15,7 +15,8 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from gnnrl_lightning.files import write_json
+from gnnrl_lightning.core.checks import UserError
+from gnnrl_lightning.core.files import write_json
 
 _FILES = ("plan.json", "pruned.safetensors", "README.md", "report.html", "results.json")
 _MADE_BY = "wandb.json"
@@ -34,7 +35,7 @@ def open_loggers(config: DictConfig, job_type: str) -> Iterator[list[Logger]]:
             `train.py` trains, fine-tunes or evaluates, and its plan decides.
 
     Raises:
-        ValueError: If W&B is to be online and does not know the user.
+        UserError: If W&B is to be online and does not know the user.
     """
     nodes = [node for node in (config.logger or {}).values() if isinstance(node, DictConfig) and "_target_" in node]
     logger: list[Logger] = []
@@ -126,13 +127,13 @@ def log_run(logger: list[Logger], folder: Path, name: str, aliases: Sequence[str
 
 
 def _begin(logger: WandbLogger) -> None:
-    """Starts the run in W&B; raises ValueError if nobody is logged in."""
+    """Starts the run in W&B; raises UserError if nobody is logged in."""
     from wandb.errors import AuthenticationError, UsageError
 
     try:
         _ = logger.experiment
     except (AuthenticationError, UsageError) as error:
-        raise ValueError(f"W&B does not let this run begin: {error} Or stay offline: logger.offline=true.") from error
+        raise UserError(f"W&B does not let this run begin: {error} Or stay offline: logger.offline=true.") from error
 
 
 def _artifact(folder: Path, name: str) -> Any:

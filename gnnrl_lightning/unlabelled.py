@@ -7,15 +7,16 @@ from rich.progress import track
 from torch import nn
 
 from gnnrl_lightning.config import SearchConfig, TrainConfig
+from gnnrl_lightning.core.checks import UserError
+from gnnrl_lightning.core.layout import to_fastest_layout
 from gnnrl_lightning.data import ImageDataModule
-from gnnrl_lightning.models.layout import to_fastest_layout
 
 
 def check_search(config: DictConfig, cfg: SearchConfig) -> None:
     """Before any work.
 
     Raises:
-        ValueError: If the images have no labels and something of the search needs them.
+        UserError: If the images have no labels and something of the search needs them.
     """
     if _labelled(config):
         return
@@ -36,17 +37,17 @@ def check_search(config: DictConfig, cfg: SearchConfig) -> None:
         needing[f"the {group} {kind.__name__}"] = (getattr(kind, "needs_labels", False), f"add {instead}")
     for setting, (needs, instead) in needing.items():
         if needs:
-            raise ValueError(f"data.labels=false, but {setting} needs labels; {instead}.")
+            raise UserError(f"data.labels=false, but {setting} needs labels; {instead}.")
 
 
 def check_training(config: DictConfig, cfg: TrainConfig) -> None:
     """Before any work.
 
     Raises:
-        ValueError: If the images have no labels and there is no other network to learn from alone.
+        UserError: If the images have no labels and there is no other network to learn from alone.
     """
     if not _labelled(config) and (cfg.teacher is None or cfg.fit.distill < 1):
-        raise ValueError(
+        raise UserError(
             f"data.labels=false, but fit.distill={cfg.fit.distill:g} and teacher={cfg.teacher} need labels; add "
             f"teacher=<weights of the unpruned network> fit.distill=1 to a plan=…, or give labelled images with data=…."
         )

@@ -10,9 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from gnnrl_lightning.config import build
-from gnnrl_lightning.search.environment import PruningEnv
-from gnnrl_lightning.search.module import SearchModule
-from gnnrl_lightning.search.progress import SearchState
+from gnnrl_lightning.searching.environment import PruningEnv
+from gnnrl_lightning.searching.module import SearchModule
+from gnnrl_lightning.searching.progress import SearchState
 from gnnrl_lightning.topology import Topology
 
 AGENTS = Path(__file__).resolve().parents[1] / "conf" / "agent"

@@ -189,8 +189,8 @@ def test_a_network_of_the_users_own(more: tuple[Path, list[Outcome]]) -> None:
 
 
 BAD = {
-    "zero": ("budget=0", "budget=0.0 is not possible"),
-    "above": ("budget=1.5", "budget=1.5 is not possible"),
+    "zero": ("budget=0", "budget=0.0 is not possible; it must be a fraction"),
+    "above": ("budget=1.5", "budget=1.5 is not possible; it must be a fraction"),
     "word": ("budget=abc", "budget=abc must be a number"),
     "infeasible": ("budget=0.001", "lowest feasible budget"),
     "model": ("model=nonsense", "nonsense"),

@@ -58,7 +58,8 @@ def test_every_option_composes(path: Path) -> None:
 def test_every_setting_has_its_line(name: str) -> None:
     """A field of the schema without a word on what it is for is a field that nobody can set."""
     schema = {"search": SearchConfig, "train": TrainConfig}[name]
-    source = (CONF.parent / "gnnrl_lightning" / "config.py").read_text().splitlines()
+    package = CONF.parent / "gnnrl_lightning"
+    source = [*(package / "config.py").read_text().splitlines(), *(package / "settings.py").read_text().splitlines()]
     for field in schema.__dataclass_fields__:
         places = [index for index, line in enumerate(source) if line.startswith(f"    {field}: ")]
         assert places and all(source[place + 1].strip().startswith('"""') for place in places), field

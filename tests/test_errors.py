@@ -11,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from gnnrl_lightning import launch as module
+from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.launch import job, launch
 
 
@@ -43,7 +44,7 @@ def parse(override: str) -> None:
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (ValueError("budget=0 is\nnot possible."), "error: budget=0 is not possible."),
+        (UserError("budget=0 is\nnot possible."), "error: budget=0 is not possible."),
         (MisconfigurationException("No gpu!"), "error: Lightning refuses to run so (No gpu!); give another trainer="),
     ],
 )
@@ -69,11 +70,11 @@ def test_the_users_mistake_is_one_line_and_its_traceback_in_the_log(
 def test_what_an_earlier_run_left_is_not_touched(mode: Callable[[RunMode], None], tmp_path: Path) -> None:
     (tmp_path / "plan.json").touch()
     with pytest.raises(SystemExit):
-        job(failing(ValueError("no")), OmegaConf.create())
+        job(failing(UserError("no")), OmegaConf.create())
     assert {path.name for path in tmp_path.iterdir()} == {"search.log", "plan.json"}
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), MisconfigurationException("no")])
+@pytest.mark.parametrize("error", [UserError("no"), MisconfigurationException("no")])
 def test_a_job_of_a_sweep_raises(mode: Callable[[RunMode], None], error: Exception) -> None:
     mode(RunMode.MULTIRUN)
     with pytest.raises(ValueError, match="no"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gnnrl_lightning.files import write_bytes, write_json, write_text
+from gnnrl_lightning.core.files import write_bytes, write_json, write_text
 
 
 def test_writes_into_a_new_folder_and_leaves_nothing_else(tmp_path: Path) -> None:

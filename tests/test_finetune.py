@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from gnnrl_lightning.config import FitConfig
 from gnnrl_lightning.finetune import SupervisedModule
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
 from gnnrl_lightning.progress import FitProgress
+from gnnrl_lightning.settings import FitConfig
 
 
 @pytest.fixture(scope="module")

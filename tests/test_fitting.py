@@ -12,11 +12,11 @@ from commands import run
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from gnnrl_lightning.config import FitConfig
 from gnnrl_lightning.data import IMAGENET, DigitsDataModule
-from gnnrl_lightning.evaluation.evaluator import correct
+from gnnrl_lightning.evaluation.reward import correct
 from gnnrl_lightning.finetune import Curve
 from gnnrl_lightning.fitting import fit
+from gnnrl_lightning.settings import FitConfig
 
 SMALL = dict(name="digits", num_classes=10, size=8, test_images=800, reward_images=600, batch_size=64,
              eval_batch_size=500, epochs=12)  # fmt: skip

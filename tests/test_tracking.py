@@ -22,11 +22,13 @@ import os, signal, sys
 sys.path.insert(0, sys.argv.pop(1))
 
 import commands
-from gnnrl_lightning.search.environment import PruningEnv
+from gnnrl_lightning.searching.environment import PruningEnv
 
 
 def fail():
-    raise ValueError("the disk is full")
+    from gnnrl_lightning.core.checks import UserError
+
+    raise UserError("the disk is full")
 
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it

@@ -16,9 +16,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from scipy.optimize import nnls
 from torch import Tensor, nn
 
-from gnnrl_lightning.config import require_whole
+from gnnrl_lightning.core.checks import UserError, require_whole
+from gnnrl_lightning.core.files import write_json
+from gnnrl_lightning.core.inputs import changed, repeated, tensors_in
 from gnnrl_lightning.cost.timing import Times, measure
-from gnnrl_lightning.files import write_json
 from gnnrl_lightning.topology import Topology
 from gnnrl_lightning.topology.closed_form import Count
 
@@ -51,7 +52,7 @@ class Latency:
         cache: Folder of the tables.
 
     Raises:
-        ValueError: If the batch size is no whole number above 0.
+        UserError: If the batch size is no whole number above 0.
     """
 
     name = "latency"
@@ -63,7 +64,7 @@ class Latency:
         self.batch_size = batch_size
         path = Path(cache) / f"latency-{_digest(topology, device, batch_size)}.json"
         if getattr(rank_zero_only, "rank", 0) == 0 and not path.is_file():
-            images = torch.zeros(batch_size, *topology.program.example_shape[1:], device=device)
+            images = changed(repeated(topology.program.example, batch_size), lambda x: x.to(device))
             log.info("measuring what each operation takes on %s, once: %s", _device_name(device), path)
             write_json(path, _table(topology, measure(topology, network, images), device))
         _wait_for(path)
@@ -153,7 +154,7 @@ def _wait_for(path: Path) -> None:
     started = time.monotonic()
     while not path.is_file():
         if time.monotonic() - started > _PATIENCE:
-            raise ValueError(f"{path} does not appear; paths.cache={path.parent} must be one folder for all ranks.")
+            raise UserError(f"{path} does not appear; paths.cache={path.parent} must be one folder for all ranks.")
         time.sleep(0.5)
 
 
@@ -164,9 +165,9 @@ def _read(path: Path, topology: Topology) -> dict[str, Any]:
         features = _features([[]], topology.full_widths()[None].double()).shape[-1]
         for row in table["operations"]:
             if row["name"] not in topology.labels.outputs or len(row["coefficients"]) != features:
-                raise ValueError(f"{row['name']} has {len(row['coefficients'])} coefficients")
+                raise UserError(f"{row['name']} has {len(row['coefficients'])} coefficients")
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no table of operations ({error}); delete it to measure anew.") from error
+        raise UserError(f"{path} is no table of operations ({error}); delete it to measure anew.") from error
     return table
 
 
@@ -181,6 +182,6 @@ def _device_name(device: torch.device) -> str:
 def _digest(topology: Topology, device: torch.device, batch_size: int) -> str:
     groups = [(group.name, group.width, group.divisor) for group in topology.groups]
     machine = (_device_name(device), torch.get_num_threads(), torch.__version__)
-    shape = (batch_size, *topology.program.example_shape[1:])
+    shape = (batch_size, *[tuple(each.shape[1:]) for each in tensors_in(topology.program.example)])
     known_by = (str(topology.program), groups, shape, machine, _BLOCKS, _ALIGNED)
     return hashlib.sha256(repr(known_by).encode()).hexdigest()[:12]

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gnnrl_lightning.core.inputs import Inputs, arguments_by_name, call, tensors_in
 from gnnrl_lightning.pruning.rewrite import ORIGIN
 
 
@@ -81,7 +82,7 @@ class _Named(fx.Interpreter):
 
 
 @torch.no_grad()
-def activations(network: nn.Module, program: fx.GraphModule, images: Tensor) -> list[Activation]:
+def activations(network: nn.Module, program: fx.GraphModule, images: Inputs) -> list[Activation]:
     """The activations of a forward pass, each with the operation that makes it.
 
     Python frees an activation when the last variable that holds it is gone, which may be long after its last use: so
@@ -93,12 +94,12 @@ def activations(network: nn.Module, program: fx.GraphModule, images: Tensor) -> 
         program: The same network as a rewritten graph, whose nodes know the operation that they stand for.
         images: What it is run on, [N, ...].
     """
-    traced = Lifetimes([images, *program.parameters(), *program.buffers()])
+    traced = Lifetimes([*tensors_in(images), *program.parameters(), *program.buffers()])
     with traced:
-        _Named(program, traced).run(images)
-    own = Lifetimes([images, *network.parameters(), *network.buffers()])
+        _Named(program, traced).run(*arguments_by_name(network, images).values())
+    own = Lifetimes([*tensors_in(images), *network.parameters(), *network.buffers()])
     with own:
-        network(images)
+        call(network, images)
     if [each.made_by for each in own.activations] != [each.made_by for each in traced.activations]:
         return traced.activations
     for mine, other in zip(own.activations, traced.activations, strict=True):

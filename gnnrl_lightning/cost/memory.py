@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnnrl_lightning.config import require_whole
+from gnnrl_lightning.core.checks import require_whole
+from gnnrl_lightning.core.inputs import laid_out, repeated
+from gnnrl_lightning.core.layout import to_fastest_layout
 from gnnrl_lightning.cost.lifetimes import Activation, activations
-from gnnrl_lightning.models.layout import to_fastest_layout
 from gnnrl_lightning.pruning.rewrite import is_rewritten, rewrite
 from gnnrl_lightning.topology import Topology
 from gnnrl_lightning.topology.closed_form import Count, Products
@@ -26,7 +27,7 @@ class Memory:
         batch_size: Images of the forward pass.
 
     Raises:
-        ValueError: If the batch size is no whole number above 0.
+        UserError: If the batch size is no whole number above 0.
     """
 
     name = "memory"
@@ -70,11 +71,11 @@ def _run(topology: Topology, network: nn.Module, count: int) -> list[Activation]
     """The activations of `count` images, on the CPU: when they come and go is the same everywhere."""
     model = topology.program.modules[""]
     program = rewrite(model, topology, topology.all_channels()).cpu().eval()
-    images = torch.zeros(count, *topology.program.example_shape[1:])
+    images = repeated(topology.program.example, count)
     network = network.cpu().eval()
     layout = to_fastest_layout(network, images)
     program.to(memory_format=layout)
-    return activations(program if is_rewritten(network) else network, program, images.to(memory_format=layout))
+    return activations(program if is_rewritten(network) else network, program, laid_out(images, layout))
 
 
 def _size(topology: Topology, activation: Activation, images: float) -> tuple[float, list[Count]]:

@@ -10,7 +10,8 @@ import torch
 from rich.progress import track
 from torch import Tensor, fx, nn
 
-from gnnrl_lightning.models.layout import to_fastest_layout
+from gnnrl_lightning.core.inputs import Inputs, call, laid_out, taken, tensors_in
+from gnnrl_lightning.core.layout import to_fastest_layout
 from gnnrl_lightning.pruning.rewrite import ORIGIN, rewrite
 from gnnrl_lightning.topology import Topology
 
@@ -38,7 +39,7 @@ class Times:
 
 
 @torch.no_grad()
-def measure(topology: Topology, network: nn.Module, images: Tensor) -> Times:
+def measure(topology: Topology, network: nn.Module, images: Inputs) -> Times:
     """Measures the operations of the whole network and of 31 pruned ones.
 
     Each sample is measured in turns with the whole network, and its times are scaled by what that took just then: a
@@ -49,12 +50,12 @@ def measure(topology: Topology, network: nn.Module, images: Tensor) -> Times:
         network: It, as it is going to be pruned: the model or its rewritten graph.
         images: A batch, on the device that is measured.
     """
-    layout = to_fastest_layout(network.to(images.device).eval(), images[:2])
-    images = images.to(memory_format=layout)
+    layout = to_fastest_layout(network.to(tensors_in(images)[0].device).eval(), taken(images, slice(2)))
+    images = laid_out(images, layout)
     whole, operations = _instrumented(topology, topology.full_widths(), images, layout)
     clock = _Clock(images)
     for _ in range(2):
-        network(images)
+        call(network, images)
         clock.laps(whole)
     started = time.perf_counter()
     clock.laps(whole)
@@ -82,36 +83,36 @@ def measure(topology: Topology, network: nn.Module, images: Tensor) -> Times:
 class _Clock:
     """Reads the time between the operations of an instrumented network."""
 
-    def __init__(self, images: Tensor):
-        self.images = images
+    def __init__(self, images: Inputs):
+        self.images, self.device = images, tensors_in(images)[0].device
 
     def laps(self, network: fx.GraphModule) -> list[float]:
         """Seconds of each operation, what is freed after it included."""
         readings: list[float] = []
         network.tick = lambda: readings.append(self.now())  # type: ignore[assignment]
-        network(self.images)
+        call(network, self.images)
         return [end - start for start, end in pairwise(readings)]
 
     def total(self, network: nn.Module) -> float:
         """Seconds of a forward pass."""
         started = self.now()
-        network(self.images)
+        call(network, self.images)
         return self.now() - started
 
     def now(self) -> float:
         """Seconds, once the device has done what it was given."""
-        if self.images.is_cuda:
-            torch.cuda.synchronize(self.images.device)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
 
 def _instrumented(
-    topology: Topology, widths: Tensor, images: Tensor, layout: torch.memory_format
+    topology: Topology, widths: Tensor, images: Inputs, layout: torch.memory_format
 ) -> tuple[fx.GraphModule, list[str]]:
     """The pruned network as a graph that calls `tick` before every operation and at the end, and the operations."""
     model = topology.program.modules[""]
     network = rewrite(model, topology, [range(width) for width in widths.tolist()]).eval()
-    network.to(images.device).to(memory_format=layout)
+    network.to(tensors_in(images)[0].device).to(memory_format=layout)
     graph, operations = network.graph, []
     for node in list(graph.nodes):
         if node.op in {"call_function", "call_module"}:

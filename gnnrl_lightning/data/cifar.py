@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
+from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.data.images import MemoryImages
 from gnnrl_lightning.data.module import ImageDataModule, root_path
 
@@ -32,15 +33,15 @@ class CifarDataModule(ImageDataModule):
         """Find wrong settings.
 
         Raises:
-            ValueError: a setting is out of its range, or `root` is not a folder.
+            UserError: a setting is out of its range, or `root` is not a folder.
         """
         super().check()
         if self.num_classes not in _DATASETS:
-            raise ValueError(
+            raise UserError(
                 f"data.num_classes={self.num_classes} is not a CIFAR; use data=cifar10, data=cifar100, or data=folder."
             )
         if self.root.exists() and not self.root.is_dir():
-            raise ValueError(
+            raise UserError(
                 f"data.root={self.root} is not a folder; give one that holds or will hold torchvision's "
                 f"{self._dataset.base_folder}, or use data=folder."
             )
@@ -54,7 +55,7 @@ class CifarDataModule(ImageDataModule):
         """Download what is absent; a failed or killed download leaves `root` as it was.
 
         Raises:
-            ValueError: it cannot be downloaded.
+            UserError: it cannot be downloaded.
         """
         target = self.root / self._dataset.base_folder
         if target.exists():
@@ -66,7 +67,7 @@ class CifarDataModule(ImageDataModule):
                 self.root.mkdir(exist_ok=True)
                 os.replace(Path(folder) / self._dataset.base_folder, target)
         except (OSError, RuntimeError, HTTPException) as error:
-            raise ValueError(
+            raise UserError(
                 f"{self.name} is not in data.root={self.root} and cannot be downloaded ({error}); give a folder that "
                 f"holds torchvision's {self._dataset.base_folder} with data.root=<path>, or use data=digits."
             ) from error
@@ -75,12 +76,12 @@ class CifarDataModule(ImageDataModule):
         """Read both sets into memory.
 
         Raises:
-            ValueError: the files differ from the published ones.
+            UserError: the files differ from the published ones.
         """
         try:
             train, test = (self._dataset(self.root, train=train) for train in (True, False))
         except RuntimeError as error:
-            raise ValueError(
+            raise UserError(
                 f"{self.root / self._dataset.base_folder} is damaged; delete it to download it again, "
                 "or give another folder with data.root=<path>."
             ) from error

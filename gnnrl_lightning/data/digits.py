@@ -6,7 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
-from gnnrl_lightning.config import require_whole
+from gnnrl_lightning.core.checks import UserError, require_whole
 from gnnrl_lightning.data.images import MemoryImages, cut
 from gnnrl_lightning.data.module import ImageDataModule
 
@@ -31,13 +31,13 @@ class DigitsDataModule(ImageDataModule):
         """Find wrong settings.
 
         Raises:
-            ValueError: a setting is out of its range.
+            UserError: a setting is out of its range.
         """
         super().check()
         require_whole("data.size", self.size, _SIDE)
         require_whole("data.test_images", self.test_images, 1)
         if self.test_images > _IMAGES // 2:
-            raise ValueError(
+            raise UserError(
                 f"data.test_images={self.test_images} is out of range; give 1 to {_IMAGES // 2} of {_IMAGES} digits."
             )
         self._check_found(_CLASSES, _IMAGES - self.test_images, self.test_images)

@@ -14,6 +14,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
+from gnnrl_lightning.core.checks import UserError
+
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -43,13 +45,13 @@ class ImageFiles:
         """Decode image `index` as RGB.
 
         Raises:
-            ValueError: the file is not a readable image.
+            UserError: the file is not a readable image.
         """
         try:
             with Image.open(io.BytesIO(self._read(index)), formats=_FORMATS) as image:
                 return image.convert("RGB")
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{self.names[index]} in {self.path} cannot be read as an image; remove or mend it, "
                 "or give other images with data.root=<path>."
             ) from error
@@ -81,7 +83,7 @@ def index_files(path: Path, labelled: bool = True, setting: str = "data.root") -
         setting: what the user has named the path with.
 
     Raises:
-        ValueError: the tar is damaged, or there is no `<class>/<image>` in it.
+        UserError: the tar is damaged, or there is no `<class>/<image>` in it.
     """
     source: Path | bytes = path
     extents: dict[str, tuple[int, int]] = {}
@@ -92,7 +94,7 @@ def index_files(path: Path, labelled: bool = True, setting: str = "data.root") -
         names = list(extents)
     if not names:
         what, of = ("<class>/<image> files", "class folders") if labelled else ("image files", "images")
-        raise ValueError(
+        raise UserError(
             f"{path} has no {what} ({', '.join(IMAGE_SUFFIXES)}); "
             f"give a folder of {of}, or a .tar of them, with {setting}=<path>"
             f"{', or add data.labels=false for images without classes' if labelled and setting == 'data.root' else ''}."
@@ -151,7 +153,7 @@ def _open_tar(path: Path, labelled: bool, setting: str) -> tuple[Path | bytes, d
                 if member.isreg() and not member.issparse():
                     extents["/".join(parts)] = (member.offset_data, member.size)
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is damaged or not a tar ({error}); copy it again or give other images with {setting}=<path>."
         ) from error
     return source, extents

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from gnnrl_lightning.config import require_number, require_whole
+from gnnrl_lightning.core.checks import UserError, require_number, require_whole
+from gnnrl_lightning.core.samples import Preprocessing
 from gnnrl_lightning.data.files import TAR_SUFFIXES, ImageFiles, index_files, is_tar
 from gnnrl_lightning.data.held_out import HELD_OUT
 from gnnrl_lightning.data.images import FileImages, ImageSet, cut, in_memory
 from gnnrl_lightning.data.module import ImageDataModule, root_path
-from gnnrl_lightning.data.preprocessing import Preprocessing
 
 log = logging.getLogger(__name__)
 _PROBED = 32
@@ -67,11 +67,11 @@ class FolderDataModule(ImageDataModule):
         """Find wrong settings; lists the names of the images.
 
         Raises:
-            ValueError: a setting is out of its range, `root` is absent or without images, or the classes of its sets
+            UserError: a setting is out of its range, `root` is absent or without images, or the classes of its sets
                 differ from each other or from `num_classes`.
         """
         if not isinstance(self.labelled, bool):
-            raise ValueError(
+            raise UserError(
                 f"data.labels={self.labelled} is neither true nor false; use data.labels=true or data.labels=false."
             )
         super().check()
@@ -80,7 +80,7 @@ class FolderDataModule(ImageDataModule):
                 require_whole(f"data.{key}", getattr(self, key), 1)
         crop = self._scaled().crop
         if self.resize is not None and self.resize < crop:
-            raise ValueError(f"data.resize={self.resize} is smaller than the centre that is cut; give {crop} or more.")
+            raise UserError(f"data.resize={self.resize} is smaller than the centre that is cut; give {crop} or more.")
         require_number("data.test_fraction", self.test_fraction, above=0, below=1)
         require_whole("data.num_workers", self.num_workers, 0)
         files = self._indexed()
@@ -131,12 +131,12 @@ class FolderDataModule(ImageDataModule):
             for other in [*files[1:], *([apart] if apart else [])]:
                 differing = set(files[0].classes) ^ set(other.classes)
                 if differing:
-                    raise ValueError(
+                    raise UserError(
                         f"{files[0].path} and {other.path} must have the same classes but {min(differing)!r} is in "
                         "one of them only; mend them or give another data.root=<path>."
                     )
             if apart and apart.path.resolve() in [each.path.resolve() for each in files]:
-                raise ValueError(
+                raise UserError(
                     f"reward_split={self.reward_split} are images to train on or to test on; use reward_split=train or "
                     "reward_split=held_out, which take a part of them."
                 )
@@ -153,13 +153,13 @@ class FolderDataModule(ImageDataModule):
     def _located(self) -> list[Path]:
         """Where the training and the test images are, or the only ones."""
         if not self.root.exists():
-            raise ValueError(
+            raise UserError(
                 f"data.root={self.root} does not exist; give a folder of class folders or a .tar of them, "
                 "e.g. data.root=$HOME/cifar10, or use data=digits."
             )
         if not self.root.is_dir():
             if not is_tar(self.root):
-                raise ValueError(
+                raise UserError(
                     f"data.root={self.root} is neither a folder nor a {', '.join(TAR_SUFFIXES)}; "
                     "give a folder of class folders or a .tar of them."
                 )

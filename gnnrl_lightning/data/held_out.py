@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from gnnrl_lightning.core.checks import UserError
+from gnnrl_lightning.core.samples import Preprocessing
 from gnnrl_lightning.data.files import TAR_SUFFIXES, ImageFiles, index_files, is_tar
 from gnnrl_lightning.data.images import MEMORY_SIDE, FileImages, ImageSet, MemoryImages, cut, in_memory
-from gnnrl_lightning.data.preprocessing import Preprocessing
 
 TRAIN, HELD_OUT = "train", "held_out"
 """What `reward_split` may be besides a path."""
@@ -22,16 +23,16 @@ def index_rewards(path: Path, labelled: bool, num_classes: int) -> ImageFiles:
     """List the images of the path that `reward_split` names, without decoding any.
 
     Raises:
-        ValueError: there is no such path, or its classes are not so many.
+        UserError: there is no such path, or its classes are not so many.
     """
     if not path.is_dir() and not is_tar(path):
-        raise ValueError(
+        raise UserError(
             f"reward_split={path} is neither train nor held_out nor a folder or a {', '.join(TAR_SUFFIXES)} that "
             f"exists; use reward_split=train, reward_split=held_out or reward_split=<path of images>."
         )
     files = index_files(path, labelled, "reward_split")
     if labelled and len(files.classes) != num_classes:
-        raise ValueError(
+        raise UserError(
             f"reward_split={path} has {len(files.classes)} classes but data.num_classes={num_classes}; "
             "give images of the same classes with reward_split=<path>, or use reward_split=held_out."
         )

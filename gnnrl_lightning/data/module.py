@@ -10,11 +10,11 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from gnnrl_lightning.config import require_whole
+from gnnrl_lightning.core.checks import UserError, require_whole
+from gnnrl_lightning.core.samples import HeldImages, Preprocessing
 from gnnrl_lightning.data.files import ImageFiles
 from gnnrl_lightning.data.held_out import HELD_OUT, TRAIN, cut_splits, index_rewards, provenance, read_like
 from gnnrl_lightning.data.images import ImageSet
-from gnnrl_lightning.data.preprocessing import HeldImages, Preprocessing
 
 Batch = tuple[Tensor, Tensor]
 _DECODED_AT_ONCE = 256
@@ -138,7 +138,7 @@ class ImageDataModule(LightningDataModule, ABC):
         """Find what can be known to be wrong before any download, decoding or training.
 
         Raises:
-            ValueError: a setting is out of its range or does not agree with the images.
+            UserError: a setting is out of its range or does not agree with the images.
         """
         least = {"num_classes": 2, "batch_size": 2, "eval_batch_size": 1, "epochs": 1}
         for key, value in least.items():
@@ -146,7 +146,7 @@ class ImageDataModule(LightningDataModule, ABC):
         if self.reward_images is not None:
             require_whole("data.reward_images", self.reward_images, 1)
         if not isinstance(self.flip, bool):
-            raise ValueError(f"data.flip={self.flip} is neither true nor false; use data.flip=true or data.flip=false.")
+            raise UserError(f"data.flip={self.flip} is neither true nor false; use data.flip=true or data.flip=false.")
         self._rewards_apart()
 
     def _rewards_apart(self) -> ImageFiles | None:
@@ -158,22 +158,22 @@ class ImageDataModule(LightningDataModule, ABC):
     def _check_found(self, classes: int, training: int, test: int) -> None:
         """Compare the settings with the number of classes, training and test images that there are."""
         if classes != self.num_classes:
-            raise ValueError(
+            raise UserError(
                 f"data.num_classes={self.num_classes} but {self.name} has {classes} classes; "
                 f"use data.num_classes={classes}."
             )
         if self.reward_split == HELD_OUT and self._apart is None and test < 2:
-            raise ValueError(
+            raise UserError(
                 f"reward_split=held_out takes half of the test images and {self.name} has only {test}; "
                 "give more, or use reward_split=train."
             )
         if training < 4:
-            raise ValueError(
+            raise UserError(
                 f"{self.name} has only {training} images to train on and to cut the reward split from; "
                 "give a folder with more with data.root=<path>."
             )
         if self.reward_split == TRAIN and self.reward_images is not None and self.reward_images > training - 2:
-            raise ValueError(
+            raise UserError(
                 f"data.reward_images={self.reward_images} are cut from the {training} training images of "
                 f"{self.name} and must leave some; give at most data.reward_images={training - 2}."
             )
@@ -251,14 +251,14 @@ class ImageDataModule(LightningDataModule, ABC):
         `images` takes the first so many of the split's fixed order, in which any prefix is nearly class-balanced.
 
         Raises:
-            ValueError: the split has fewer images.
+            UserError: the split has fewer images.
         """
         held = self.splits[split]
         available = len(held.labels)
         count = available if images is None else images
         if not 1 <= count <= available:
             more = " or raise data.reward_images" if split == "reward" else ""
-            raise ValueError(
+            raise UserError(
                 f"{count} images of the {split} split of {self.name} are asked for, which has {available}; "
                 f"ask for 1 to {available}{more}."
             )
@@ -281,10 +281,10 @@ def root_path(root: object) -> Path:
     """The folder of `data.root`, with ~ written out.
 
     Raises:
-        ValueError: it is no path, but null or a number.
+        UserError: it is no path, but null or a number.
     """
     if not isinstance(root, str | Path):
-        raise ValueError(f"data.root={root} is not a path; give a folder, e.g. data.root=./images.")
+        raise UserError(f"data.root={root} is not a path; give a folder, e.g. data.root=./images.")
     return Path(root).expanduser()
 
 

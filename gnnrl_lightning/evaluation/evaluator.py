@@ -4,12 +4,13 @@ from functools import cached_property
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor, nn
 
-from gnnrl_lightning.data.preprocessing import HeldImages
-from gnnrl_lightning.models.layout import to_fastest_layout
+from gnnrl_lightning.core.inputs import Inputs, changed
+from gnnrl_lightning.core.layout import to_fastest_layout
+from gnnrl_lightning.core.samples import Samples
+from gnnrl_lightning.evaluation.reward import Score, correct, divergence, number_of, said_of
 from gnnrl_lightning.pruning.importance.ranking import Importance
 from gnnrl_lightning.pruning.verify import Removal
 from gnnrl_lightning.reconstruction.allocation import closed_form_plans
@@ -22,44 +23,15 @@ class Recovery(Protocol):
     images: int | None
     """How many training images it needs; None: all."""
 
-    def __call__(self, model: nn.Module, images: HeldImages, labels: Tensor) -> None:
+    def __call__(self, model: nn.Module, images: Samples, labels: Tensor) -> None:
         """Recovers the network in place."""
-
-
-@torch.inference_mode()
-def correct(model: nn.Module, images: HeldImages, labels: Tensor, batch_size: int) -> int:
-    """Number of images whose highest score is their label, among the first that the labels, [N], are for."""
-    model.eval()
-    hits = 0
-    for start in range(0, len(labels), batch_size):
-        batch = labels[start : start + batch_size]
-        hits += int((model(images[start : start + len(batch)]).argmax(1) == batch).sum())
-    return hits
-
-
-@torch.inference_mode()
-def log_probabilities(model: nn.Module, images: HeldImages, count: int, batch_size: int) -> Tensor:
-    """What a network says of the first `count` images: log-softmax of its scores, float32 [count, classes]."""
-    model.eval()
-    starts = range(0, count, batch_size)
-    return torch.cat([model(images[at : min(at + batch_size, count)]).float().log_softmax(1) for at in starts])
-
-
-def divergence(said: Tensor, network: Tensor) -> float:
-    """KL(said ‖ network) in nats, the mean over images; both log-probabilities, [N, classes]."""
-    each = F.kl_div(network, said, reduction="none", log_target=True).sum(1)
-    # A network whose scores are no numbers has a bad reward, as it has with top-1, and not one that no agent can take.
-    return float(each.double().nan_to_num(nan=_WORST, posinf=_WORST).mean())
-
-
-_WORST = 1000.0
 
 
 class Evaluator:
     """Gives the reward of widths: minus the top-1 error in %, on images that nothing was trained on in the search.
 
     Or, where the unpruned network is given, minus the divergence from what that says of these images, in nats; labels
-    are not looked at then.
+    are not looked at then. Or a score of the user's own, which looks at images of its own.
 
     Args:
         model: The trained network; moved to `device` in its fastest layout, otherwise unchanged.
@@ -75,6 +47,7 @@ class Evaluator:
         precision: The trainer's. With `bf16-mixed` rewards are taken in bfloat16, the statistics of BatchNorm for them
             too; the network that is handed on is recovered in float32 all the same.
         unpruned: The network from which the divergence is taken; None: rewards are minus the top-1 error.
+        score: What a reward is instead of both.
     """
 
     def __init__(
@@ -84,13 +57,14 @@ class Evaluator:
         remove: Removal,
         importance: Importance,
         recovery: Recovery,
-        reward: tuple[HeldImages, Tensor],
-        train: tuple[HeldImages, Tensor],
+        reward: tuple[Samples, Tensor],
+        train: tuple[Samples, Tensor],
         reward_images: int,
         batch_size: int,
         device: torch.device,
         precision: str = "32-true",
         unpruned: nn.Module | None = None,
+        score: Score | None = None,
     ):
         self.device = device
         # No float16: its range is too narrow for the gradients of a recovery that trains, and nothing scales them here.
@@ -100,8 +74,9 @@ class Evaluator:
         self.recovery = recovery
         self.batch_size = batch_size
         self.reward_images = reward_images
+        self.score = score
         self.model = model.to(device).eval()
-        self.layout = to_fastest_layout(self.model, reward[0][:2].to(device))
+        self.layout = to_fastest_layout(self.model, changed(reward[0][:2], lambda x: x.to(device)))
         self._reward = self._place(reward)
         self._train = self._place(train)
         # Now, before an importance puts a copy that it has trained in the network's place.
@@ -158,7 +133,7 @@ class Evaluator:
             finalists: Widths [G] of each, the highest reward first.
             first: Reward of the first.
         """
-        if self.reward_images == len(self._reward[1]):
+        if self.score is not None or self.reward_images == len(self._reward[0]):
             return finalists[0], first
         rewards = [self.whole_split(widths) for widths in track(finalists, "finalists", transient=True)]
         best = max(range(len(finalists)), key=rewards.__getitem__)
@@ -166,22 +141,22 @@ class Evaluator:
 
     def whole_split(self, widths: Tensor) -> float:
         """Reward of widths [G] on the whole reward split: for the few finalists."""
-        return self._reward_on(len(self._reward[1]), widths)
+        return self._reward_on(len(self._reward[0]), widths)
 
     def reward_of(self, network: nn.Module) -> float:
         """Reward of a finished network on the whole reward split."""
-        return self._judge(network, len(self._reward[1]))
+        return self._judge(network, len(self._reward[0]))
 
     @torch.no_grad()
-    def said_by(self, network: nn.Module) -> Tensor:
-        """What a network says of the whole reward split: log-probabilities, [N, classes]."""
+    def said_by(self, network: nn.Module) -> list[Tensor]:
+        """What a network says of the whole reward split, see `said_of`."""
         images, _ = self._reward
         layout = to_fastest_layout(network, self.example)
         placed = images.to(self.device, memory_format=layout)
-        return log_probabilities(network, placed, len(images), self.batch_size)
+        return said_of(network, placed, len(images), self.batch_size)
 
     @property
-    def example(self) -> Tensor:
+    def example(self) -> Inputs:
         """Two images, as networks take them."""
         return self._reward[0][:2]
 
@@ -191,19 +166,22 @@ class Evaluator:
             return self._judge(self.network(widths), count)
 
     def _judge(self, network: nn.Module, count: int) -> float:
+        if self.score is not None:
+            with torch.no_grad():
+                return number_of(self.score(network.eval()))
         images, labels = self._reward
         with torch.autocast(self.device.type, torch.bfloat16, self.bfloat16, cache_enabled=False):
             if self._said is not None:
-                mine = log_probabilities(network, images, count, self.batch_size)
-                return -divergence(self._said[:count], mine)
+                mine = said_of(network, images, count, self.batch_size)
+                return -divergence([each[:count] for each in self._said], mine)
             hits = correct(network, images, labels[:count], self.batch_size)
         return 100.0 * hits / count - 100.0
 
-    def _first(self, count: int | None) -> tuple[HeldImages, Tensor]:
+    def _first(self, count: int | None) -> tuple[Samples, Tensor]:
         """The first `count` training images and labels; None: all."""
         images, labels = self._train
-        return HeldImages(images.pixels[:count], images.preprocessing), labels[:count]
+        return images.first(count), labels[:count]
 
-    def _place(self, data: tuple[HeldImages, Tensor]) -> tuple[HeldImages, Tensor]:
+    def _place(self, data: tuple[Samples, Tensor]) -> tuple[Samples, Tensor]:
         images, labels = data
         return images.to(self.device, memory_format=self.layout), labels.to(self.device)

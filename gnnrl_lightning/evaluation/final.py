@@ -3,18 +3,20 @@
 import copy
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from gnnrl_lightning.config import FinishConfig
-from gnnrl_lightning.evaluation.evaluator import Evaluator, divergence
+from gnnrl_lightning.core.inputs import Inputs, arguments_by_name, call, tensors_in
+from gnnrl_lightning.evaluation.evaluator import Evaluator
+from gnnrl_lightning.evaluation.reward import divergence
 from gnnrl_lightning.pruning.program import tensors_of
 from gnnrl_lightning.pruning.rewrite import rewrite
 from gnnrl_lightning.pruning.verify import relative_error, verified
 from gnnrl_lightning.reconstruction.finish import finish, targets
+from gnnrl_lightning.settings import FinishConfig, SearchSettings
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ def final_network(evaluator: Evaluator, kept: list[list[int]]) -> Final:
         kept: The channels of each group that stay.
 
     Raises:
-        ValueError: If the pruned network computes something else.
+        UserError: If the pruned network computes something else.
     """
 
     def network(values: dict[str, Tensor]) -> nn.Module:
@@ -97,20 +99,24 @@ class Finished:
         network: In eval mode; the very network that was given where it was not.
         divergence: From the unpruned network's scores on the whole reward split, in nats, before and after.
         error: Of the activations, relative to their variance, in the first and in the last steps.
+        scores: Before and after, where rewards are scores of the user's own; else None.
     """
 
     network: nn.Module
     divergence: tuple[float, float]
     error: tuple[float, float]
+    scores: tuple[float, float] | None = None
 
     @property
     def taken(self) -> bool:
-        """Whether the network came nearer to the unpruned one on images that it did not learn from."""
+        """Whether the network came nearer to the unpruned one on images that it did not learn from, or scores more."""
+        if self.scores is not None:
+            return self.scores[1] > self.scores[0]
         return self.divergence[1] < self.divergence[0]
 
 
 def finished(
-    evaluator: Evaluator, kept: list[list[int]], network: nn.Module, batches: Iterator[Tensor], settings: FinishConfig
+    evaluator: Evaluator, kept: list[list[int]], network: nn.Module, batches: Iterator[Inputs], settings: FinishConfig
 ) -> Finished | None:
     """Lets the final network learn the unpruned one's activations, and takes that where rewards' images say so.
 
@@ -118,7 +124,7 @@ def finished(
         evaluator: Of the search.
         kept: The channels of each group that stay.
         network: From `final_network`; unchanged.
-        batches: Augmented training images, [N, 3, H, W].
+        batches: Training images, augmented if that is possible.
         settings: How long.
 
     Returns:
@@ -129,7 +135,8 @@ def finished(
         student = rewrite(model, topology, kept)
         _copy_tensors(network, student)
         with torch.no_grad():
-            error = relative_error(student.eval()(evaluator.example), network(evaluator.example))
+            pairs = zip(*(tensors_in(call(each.eval(), evaluator.example)) for each in (student, network)), strict=True)
+            error = max(relative_error(mine, other) for mine, other in pairs)
     except Exception as failure:  # where surgery was right nobody has tried the graph before
         log.info("nothing is finished: %s does not run as a graph (%s)", type(network).__name__, failure)
         return None
@@ -142,7 +149,12 @@ def finished(
     compared = targets(topology, topology.keep_mask(kept))
     log.info("finish: %d steps towards %d activations of the unpruned network", settings.steps, len(compared))
     losses = finish(
-        student, rewrite(model, topology, topology.all_channels()), compared, batches, settings.steps, settings.lr
+        student,
+        rewrite(model, topology, topology.all_channels()),
+        compared,
+        (tuple(arguments_by_name(model, batch).values()) for batch in batches),
+        settings.steps,
+        settings.lr,
     )
     result = copy.deepcopy(network)
     _copy_tensors(student, result)
@@ -154,7 +166,10 @@ def finished(
         if not losses:
             return None
     last = losses[-_LAST:]
-    found = Finished(result.eval(), (before, after), (losses[0], sum(last) / len(last)))
+    scores = None
+    if evaluator.score is not None:
+        scores = evaluator.reward_of(network), evaluator.reward_of(result)
+    found = Finished(result.eval(), (before, after), (losses[0], sum(last) / len(last)), scores)
     log.info(
         "finished: error of the activations %.3f to %.3f; divergence from the unpruned network %.4f to %.4f%s",
         *found.error,
@@ -162,6 +177,55 @@ def finished(
         "" if found.taken else ": not taken",
     )
     return found if found.taken else replace(found, network=network)
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """What a search hands on.
+
+    Attributes:
+        final: The network without its channels.
+        finish: What it has learned of the unpruned one; None where that was not tried.
+    """
+
+    final: Final
+    finish: Finished | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether what it has learned is taken."""
+        return self.finish is not None and self.finish.taken
+
+    @property
+    def network(self) -> nn.Module:
+        """The network as it is handed on, in eval mode."""
+        return self.finish.network if self.finish is not None and self.finish.taken else self.final.network
+
+
+def deliver(
+    evaluator: Evaluator,
+    kept: list[list[int]],
+    settings: SearchSettings,
+    batches: Callable[[], Iterator[Inputs]],
+    learns_on: bool = False,
+) -> Delivered:
+    """Builds the network with these channels, and makes the best of it without labels.
+
+    Args:
+        evaluator: Of the search.
+        kept: The channels of each group that stay.
+        settings: Of the finish and of the sequential refit.
+        batches: Training images to learn from, if anything is learned.
+        learns_on: Whether it is fine-tuned afterwards.
+
+    Raises:
+        UserError: If the pruned network computes something else.
+    """
+    final = final_network(evaluator, kept)
+    learned = finished(evaluator, kept, final.network, batches(), settings.finish) if settings.finish.enabled else None
+    if settings.refit.sequential and not learns_on and not (learned is not None and learned.taken):
+        final = refitted_in_sequence(evaluator, kept, final)
+    return Delivered(final, learned)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 
-from gnnrl_lightning.models.layout import to_fastest_layout
+from gnnrl_lightning.core.layout import to_fastest_layout
 
 _WARM_UP = 2
 _LEAST = 5

@@ -3,14 +3,15 @@
 import torch
 from torch import Tensor, nn
 
-from gnnrl_lightning.config import require_number, require_whole
-from gnnrl_lightning.data.preprocessing import HeldImages
+from gnnrl_lightning.core.checks import UserError, require_number, require_whole
+from gnnrl_lightning.core.inputs import call
+from gnnrl_lightning.core.samples import Samples
 from gnnrl_lightning.sgd import modes_of, restore, sgd_steps, steps_per_epoch
 
 _CALIBRATION = 2048  # images that do to re-estimate BatchNorm statistics before a training
 
 
-def recalibrate(model: nn.Module, images: HeldImages, batch_size: int) -> None:
+def recalibrate(model: nn.Module, images: Samples, batch_size: int) -> None:
     """Re-estimates the statistics of every BatchNorm layer as the plain mean over batches; no weight changes.
 
     After pruning the activations have other means and variances than those stored, and most of the accuracy that seems
@@ -22,14 +23,14 @@ def recalibrate(model: nn.Module, images: HeldImages, batch_size: int) -> None:
         batch_size: Images a forward pass; a last image alone is left out, since it has no variance.
 
     Raises:
-        ValueError: If no batch has two images; the network is as it was then.
+        UserError: If no batch has two images; the network is as it was then.
     """
     layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not layers:
         return
     starts = range(0, len(images) - 1, batch_size)  # none at the last image: alone it has no variance
     if not starts or batch_size < 2:
-        raise ValueError(
+        raise UserError(
             f"{len(images)} images in batches of {batch_size} do not do to recalibrate BatchNorm; "
             "give at least two images and batches of at least two."
         )
@@ -41,7 +42,7 @@ def recalibrate(model: nn.Module, images: HeldImages, batch_size: int) -> None:
         layer.train()
     with torch.inference_mode():
         for start in starts:
-            model(images[start : start + batch_size])
+            call(model, images[start : start + batch_size])
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     restore(modes)
@@ -52,7 +53,7 @@ class NoRecovery:
 
     images: int | None = 0
 
-    def __call__(self, model: nn.Module, images: HeldImages, labels: Tensor) -> None:
+    def __call__(self, model: nn.Module, images: Samples, labels: Tensor) -> None:
         """Does nothing."""
 
 
@@ -64,7 +65,7 @@ class BatchNormRecovery:
         batch_size: Images a forward pass, at least 2.
 
     Raises:
-        ValueError: If a value is out of range.
+        UserError: If a value is out of range.
     """
 
     def __init__(self, images: int | None, batch_size: int):
@@ -72,7 +73,7 @@ class BatchNormRecovery:
         self.images = images
         self.batch_size = batch_size
 
-    def __call__(self, model: nn.Module, images: HeldImages, labels: Tensor) -> None:
+    def __call__(self, model: nn.Module, images: Samples, labels: Tensor) -> None:
         """Recalibrates the network in place."""
         recalibrate(model, images, self.batch_size)
 
@@ -89,7 +90,7 @@ class FinetuneRecovery:
         lr: Learning rate above 0, constant.
 
     Raises:
-        ValueError: If a value is out of range.
+        UserError: If a value is out of range.
     """
 
     needs_labels = True
@@ -103,10 +104,10 @@ class FinetuneRecovery:
         self.epochs = epochs
         self.lr = lr
 
-    def __call__(self, model: nn.Module, images: HeldImages, labels: Tensor) -> None:
+    def __call__(self, model: nn.Module, images: Samples, labels: Tensor) -> None:
         """Trains the network in place; the same network and images give the same result."""
         # Training goes on to move the statistics: all images would make an epoch a third dearer and change nothing.
-        recalibrate(model, HeldImages(images.pixels[:_CALIBRATION], images.preprocessing), self.batch_size)
+        recalibrate(model, images.first(_CALIBRATION), self.batch_size)
         steps = max(1, round(self.epochs * steps_per_epoch(len(images), self.batch_size)))
         # One seed for all, so that a reward has one value and networks differ by their widths alone.
         for _ in sgd_steps(model, images, labels, self.batch_size, self.lr, steps, seed=0):

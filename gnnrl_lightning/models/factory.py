@@ -8,7 +8,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from gnnrl_lightning.data.preprocessing import IMAGENET, Preprocessing
+from gnnrl_lightning.core.checks import UserError
+from gnnrl_lightning.core.samples import IMAGENET, Preprocessing
 from gnnrl_lightning.models.sources import SOURCES
 from gnnrl_lightning.models.stem import adapt_head, adapt_stem
 from gnnrl_lightning.models.weights import check_weights, fit_weights, read_weights
@@ -30,13 +31,13 @@ class ModelSpec:
         """The spec of the configuration's `model` node, or of what `to_dict` wrote into a file.
 
         A file from elsewhere must never run code, and to build a network of the user's own is to run the code that is
-        named: so these come from the configuration alone, and from a file they raise ValueError.
+        named: so these come from the configuration alone, and from a file they raise UserError.
         """
         if isinstance(node, DictConfig):
             key = "target" if "target" in node.keys() else "name"  # noqa: SIM118 - `in` is false for ???
             if OmegaConf.is_missing(node, key):
                 example = "my_net.build" if key == "target" else "resnet50"
-                raise ValueError(
+                raise UserError(
                     f"model.{key} is missing; say which network of {node.source}, e.g. model={node.source} "
                     f"model.{key}={example}."
                 )
@@ -45,7 +46,7 @@ class ModelSpec:
             return cls(values["source"], values[key], values.get("kwargs") or {})
         spec = cls(**node)  # type: ignore[arg-type]
         if spec.source == "module":
-            raise ValueError(
+            raise UserError(
                 f"the plan is for a network of your own (model.target={spec.name!r}), and code that a file names is "
                 "never run: where you trust that code type its name again, model=module model.target=…; in Python pass "
                 "the network, gl.load_pruned(folder, model=…)."
@@ -63,24 +64,24 @@ class ModelSpec:
 
 
 def check_model(spec: ModelSpec, num_classes: int, weights: str | None) -> None:
-    """Raise ValueError when there is no such network or its weights cannot be used; downloads and builds nothing.
+    """Raise UserError when there is no such network or its weights cannot be used; downloads and builds nothing.
 
     A network of the user's own is imported for this.
     """
     if spec.source not in SOURCES:
-        raise ValueError(f"model.source={spec.source} is not known; use model.source={'|'.join(SOURCES)}.")
+        raise UserError(f"model.source={spec.source} is not known; use model.source={'|'.join(SOURCES)}.")
     SOURCES[spec.source].check(spec.name)
     if weights != "default":
         check_weights(weights)
         return
     pretrained = SOURCES[spec.source].pretrained(spec.name)
     if pretrained is None:
-        raise ValueError(
+        raise UserError(
             f"weights=default does not exist for {spec.source}'s {spec.name}; give weights=/path/to/checkpoint or "
             "weights=null (none)."
         )
     if pretrained.num_classes != num_classes:
-        raise ValueError(
+        raise UserError(
             f"weights=default of {spec.name} has {pretrained.num_classes} classes and the data has {num_classes}; "
             "fine-tune it on the data first and give weights=/path/to/checkpoint, or use weights=null (none)."
         )
@@ -90,7 +91,7 @@ def create_model(spec: ModelSpec, num_classes: int, image_size: int, weights: st
     """The network of spec for [N, 3, image_size, image_size] -> [N, num_classes], in training mode.
 
     `weights` is None (initialised from torch's global generator), "default" (the library's own, downloaded) or a path.
-    Raises ValueError when there is no such network, it does not take such images, or the weights cannot be used.
+    Raises UserError when there is no such network, it does not take such images, or the weights cannot be used.
     """
     pretrained = weights == "default"
     check_model(spec, num_classes, weights if pretrained else None)
@@ -100,13 +101,13 @@ def create_model(spec: ModelSpec, num_classes: int, image_size: int, weights: st
     except TypeError as error:
         if not spec.kwargs:
             raise
-        raise ValueError(
+        raise UserError(
             f"model.kwargs={spec.kwargs} does not suit {spec.source}'s {spec.name} ({error}); mend or drop it."
         ) from error
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
-        raise ValueError(
+        raise UserError(
             f"weights=default of {spec.source}'s {spec.name} could not be downloaded or does not fit "
             f"({_first_line(error)}); give weights=/path/to/checkpoint or weights=null (none)."
         ) from error
@@ -135,13 +136,13 @@ def _check_shapes(model: nn.Module, spec: ModelSpec, num_classes: int, image_siz
         with torch.no_grad():
             scores = model.eval()(torch.zeros(1, 3, image_size, image_size))
     except Exception as error:  # whatever a forward raises, the user's own among them
-        raise ValueError(
+        raise UserError(
             f"{spec.setting} does not take {image_size}x{image_size} images ({_first_line(error)}); "
             "use another model= or data of another size, or set the size in model.kwargs if it has one."
         ) from error
     shape = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
     if shape != [1, num_classes]:
-        raise ValueError(
+        raise UserError(
             f"{spec.setting} gives {shape} for one image and not one score for each of {num_classes} classes; "
             "use a classification network or mend model.kwargs."
         )

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from gnnrl_lightning.core.checks import UserError
+
 
 class Modules:
     """What a function or class gives that the user names; it is imported from the current directory or as installed.
@@ -30,11 +32,11 @@ class Modules:
         try:
             model = function(**{**known, **kwargs})
         except Exception as error:  # whatever the user's code raises
-            raise ValueError(
+            raise UserError(
                 f"model.target={name} failed with model.kwargs={kwargs} ({_reason(error)}); mend either."
             ) from error
         if not isinstance(model, nn.Module):
-            raise ValueError(
+            raise UserError(
                 f"model.target={name} gives {type(model).__name__} and not a torch.nn.Module; "
                 "name a function or class that gives the network."
             )
@@ -48,7 +50,7 @@ class Modules:
 def _find(target: str) -> Callable[..., object]:
     module, _, attribute = target.rpartition(".")
     if not module or not all(part.isidentifier() for part in target.split(".")):
-        raise ValueError(f"model.target={target} is not package.function, e.g. model.target=my_net.build.")
+        raise UserError(f"model.target={target} is not package.function, e.g. model.target=my_net.build.")
     # As `python -m` does: else only what lies beside the entry point would be found.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -58,12 +60,10 @@ def _find(target: str) -> Callable[..., object]:
         reason = _reason(error)
         if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
             reason = f"there is no module {error.name} in {os.getcwd()} or installed"
-        raise ValueError(
-            f"model.target={target} cannot be imported ({reason}); mend the name or the module."
-        ) from error
+        raise UserError(f"model.target={target} cannot be imported ({reason}); mend the name or the module.") from error
     if not callable(found):
         what = "cannot be called" if found is not None else "does not exist"
-        raise ValueError(f"model.target={target} {what}; name a function or class of {module} that gives the network.")
+        raise UserError(f"model.target={target} {what}; name a function or class of {module} that gives the network.")
     return found
 
 

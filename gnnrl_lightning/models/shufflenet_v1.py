@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gnnrl_lightning.core.checks import UserError
+
 STEM_WIDTH = 24
 STAGE2_WIDTH = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
 """Channels of stage 2 by groups, which keep the cost about the same; each later stage has twice as many."""
@@ -89,12 +91,12 @@ def shufflenet_v1(num_classes: int, groups: int = 3, scale: float = 1.0) -> nn.M
         scale: Factor of all widths, which become the nearest multiples that the groups can divide.
 
     Raises:
-        ValueError: If the paper has no such network.
+        UserError: If the paper has no such network.
     """
     if groups not in STAGE2_WIDTH:
-        raise ValueError(f"model.kwargs.groups={groups} must be one of {', '.join(map(str, STAGE2_WIDTH))}.")
+        raise UserError(f"model.kwargs.groups={groups} must be one of {', '.join(map(str, STAGE2_WIDTH))}.")
     if not scale > 0:
-        raise ValueError(f"model.kwargs.scale={scale} must be above 0, e.g. 0.5.")
+        raise UserError(f"model.kwargs.scale={scale} must be above 0, e.g. 0.5.")
     return ShuffleNetV1(num_classes, groups, scale)
 
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, Protocol
 import torchvision
 from torch import nn
 
-from gnnrl_lightning.data.preprocessing import Preprocessing
+from gnnrl_lightning.core.checks import UserError
+from gnnrl_lightning.core.samples import Preprocessing
 from gnnrl_lightning.models.module import Modules
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
 from gnnrl_lightning.models.shufflenet_v1 import shufflenet_v1
@@ -29,7 +30,7 @@ class Source(Protocol):
     """Whether its networks are the user's, and so not for us to adapt to small images."""
 
     def check(self, name: str) -> None:
-        """Raise ValueError when `build` cannot know the name; builds and downloads nothing."""
+        """Raise UserError when `build` cannot know the name; builds and downloads nothing."""
 
     def build(self, name: str, num_classes: int, pretrained: bool, kwargs: Mapping[str, Any]) -> nn.Module:
         """The network [N, 3, H, W] -> [N, num_classes], in training mode; `pretrained` downloads its weights."""
@@ -147,7 +148,7 @@ class Timm:
 def _check_name(name: str, names: list[str], source: str) -> None:
     if name not in names:
         near = difflib.get_close_matches(name, names, n=4) or names[:4]
-        raise ValueError(
+        raise UserError(
             f"model.name={name} is not one of the {len(names)} networks of {source}; "
             f"use e.g. {', '.join(f'model.name={each}' for each in near)}."
         )

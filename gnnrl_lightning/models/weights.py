@@ -12,13 +12,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from gnnrl_lightning.core.checks import UserError
+
 _WRAPPERS = ("state_dict", "model")
 # DataParallel, Lightning modules and torch.compile put these before the names of the network that they hold.
 _PREFIXES = ("module.", "model.", "net.", "_orig_mod.")
 
 
 def check_weights(weights: str | None) -> None:
-    """Raise ValueError when `weights` names a file that is absent, damaged or would run code.
+    """Raise UserError when `weights` names a file that is absent, damaged or would run code.
 
     The file is really read, which costs a second at most: a check of its name would find the damage too late.
     None (no weights) and "default" (the library's own) pass.
@@ -30,7 +32,7 @@ def check_weights(weights: str | None) -> None:
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Fill every parameter and buffer of model from a file, cast to the model's precision.
 
-    Raises ValueError, before anything in the model changes, when the file is absent, damaged, would run code, or holds
+    Raises UserError, before anything in the model changes, when the file is absent, damaged, would run code, or holds
     the weights of another network.
     """
     fit_weights(model, read_weights(path), path)
@@ -39,11 +41,11 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Tensors by name from a `.safetensors` file or a torch checkpoint, without an outer {"state_dict": …}.
 
-    Raises ValueError when the file is absent, damaged, would run code, or holds no tensors by name.
+    Raises UserError when the file is absent, damaged, would run code, or holds no tensors by name.
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise ValueError(
+        raise UserError(
             f"weights={path} is not a file; give weights=/path/to/checkpoint, weights=default (the library's own) "
             "or weights=null (none)."
         )
@@ -52,7 +54,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not (isinstance(content, Mapping) and content and all(isinstance(v, Tensor) for v in content.values())):
-        raise ValueError(
+        raise UserError(
             f"weights={path} holds no tensors by name; give weights= a file that "
             "torch.save(model.state_dict(), path) wrote."
         )
@@ -70,7 +72,7 @@ def fit_weights(
     Args:
         model: Filled in place.
         state: Tensors by name.
-        path: Where they come from, named in the ValueError when they do not fit.
+        path: Where they come from, named in the UserError when they do not fit.
         folds: What `adapt_head` gave for the model, so that weights of the unadapted network fit as well.
     """
     own = model.state_dict()
@@ -87,13 +89,13 @@ def fit_weights(
             for names, what in ((missing, "missing"), (unexpected, "unexpected"))
             if names
         ]
-        raise ValueError(
+        raise UserError(
             f"weights={path} belongs to another network than this {type(model).__name__} with {len(own)} tensors "
             f"({'; '.join(found)}); give the model= that it was trained as, or other weights=."
         )
     unequal = {name: (state[name].shape, own[name].shape) for name in state if state[name].shape != own[name].shape}
     if unequal:
-        raise ValueError(_shape_sentence(unequal, path))
+        raise UserError(_shape_sentence(unequal, path))
     own.update(state)
     model.load_state_dict(own)
 
@@ -102,7 +104,7 @@ def _read_safetensors(file: Path) -> Any:
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise ValueError(
+        raise UserError(
             f"weights={file} is damaged or no safetensors file ({_first_line(error)}); fetch it again or give other "
             "weights=."
         ) from error
@@ -120,7 +122,7 @@ def _read_checkpoint(file: Path) -> Any:
             if code
             else "is truncated, no checkpoint, or a pickle of more than tensors, and was not read"
         )
-        raise ValueError(
+        raise UserError(
             f"weights={file} {problem}; give weights= a file that torch.save(model.state_dict(), path) wrote."
         ) from error
 

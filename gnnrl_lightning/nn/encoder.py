@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from gnnrl_lightning.config import require_whole
+from gnnrl_lightning.core.checks import UserError, require_whole
 from gnnrl_lightning.nn.message_passing import EdgeGCNConv, LearnedPooling
 from gnnrl_lightning.topology.hierarchy import EDGE_KINDS, MOTIF_KINDS, NODE_KINDS, HierarchicalGraph
 
@@ -90,7 +90,7 @@ class GraphEncoder(nn.Module):
     ):
         super().__init__()
         if features not in ("learned", "random"):
-            raise ValueError(f"agent.encoder.features={features} must be learned or random.")
+            raise UserError(f"agent.encoder.features={features} must be learned or random.")
         sizes = {"feature_size": feature_size, "hidden_size": hidden_size, "embedding_size": embedding_size}
         for name, value in (sizes | {"num_layers": num_layers}).items():
             require_whole(f"agent.encoder.{name}", value, 1)
@@ -127,7 +127,7 @@ class GraphEncoder(nn.Module):
             state: The other encoder's `state_dict`.
 
         Raises:
-            ValueError: If it is of other sizes.
+            UserError: If it is of other sizes.
         """
         pools = {f"{name}.weight" for name, each in self.named_modules() if isinstance(each, LearnedPooling)}
         for name, own in self.state_dict().items():
@@ -136,7 +136,7 @@ class GraphEncoder(nn.Module):
             other = state.get(name)
             if other is None or other.shape != own.shape:
                 shape = "missing" if other is None else f"of shape {tuple(other.shape)}"
-                raise ValueError(f"{name} is {shape} there and of shape {tuple(own.shape)} here")
+                raise UserError(f"{name} is {shape} there and of shape {tuple(own.shape)} here")
             own.copy_(other)
 
     def forward(self, widths: Tensor) -> tuple[Tensor, Tensor]:

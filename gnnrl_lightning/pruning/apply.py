@@ -1,6 +1,6 @@
 """From channel importance to a plan, from a plan to the smaller network, and to files and back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from gnnrl_lightning.files import write_bytes
+from gnnrl_lightning.core.checks import UserError, require_fraction
+from gnnrl_lightning.core.files import write_bytes
+from gnnrl_lightning.core.inputs import changed, described, description
 from gnnrl_lightning.pruning.importance.magnitude import magnitude
 from gnnrl_lightning.pruning.importance.ranking import most_important
 from gnnrl_lightning.pruning.plan import GroupPlan, PruningPlan
@@ -34,7 +36,7 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
         plan: Which channels stay.
 
     Raises:
-        ValueError: If the plan is for another network, or the result would be another function, or the network's
+        UserError: If the plan is for another network, or the result would be another function, or the network's
             outputs are not finite, so that nothing can be compared.
     """
     topology, kept = _locate(model, plan)
@@ -53,18 +55,48 @@ def uniform_plan(
         importance: `l1` or `l2` for the filters' norm, or what scores the channels of each group.
 
     Raises:
-        ValueError: If an argument is out of range.
+        UserError: If an argument is out of range.
     """
-    if not 0 < keep <= 1:
-        raise ValueError(f"keep={keep} must be in (0, 1].")
+    require_fraction("keep", keep)
     if isinstance(importance, str):
         if importance not in ("l1", "l2"):
-            raise ValueError(f"importance={importance} must be l1 or l2, or a function that scores the channels.")
+            raise UserError(f"importance={importance} must be l1 or l2, or a function that scores the channels.")
         importance = partial(magnitude, p=int(importance[1]))
     widths = torch.tensor(
         [min(group.widths(), key=lambda width: abs(width - keep * group.width)) for group in topology.groups]
     )
     return make_plan(topology, most_important(importance(model, topology), widths))
+
+
+def plan(topology: Topology, widths: Mapping[str, int] | Sequence[int] | Tensor) -> PruningPlan:
+    """A plan with these widths, of each group's channels those with the largest l1 norm.
+
+    Args:
+        topology: The network's groups.
+        widths: Channels that stay: one number a group in their order, or by the group's name, where all others stay
+            whole.
+
+    Raises:
+        UserError: If a width is not one that its group can have.
+    """
+    names = [group.name for group in topology.groups]
+    if isinstance(widths, Mapping):
+        if unknown := [name for name in widths if name not in names]:
+            raise UserError(f"there is no group {', '.join(map(str, unknown))}; the groups are {', '.join(names)}.")
+        chosen = [widths.get(group.name, group.width) for group in topology.groups]
+    else:
+        chosen = widths.tolist() if isinstance(widths, Tensor) else list(widths)
+    if len(chosen) != len(names):
+        raise UserError(f"{len(chosen)} widths are given for {len(names)} groups: {', '.join(names)}.")
+    for group, width in zip(topology.groups, chosen, strict=True):
+        if width not in group.widths():
+            step = f" in steps of {group.divisor}" if group.divisor > 1 else ""
+            raise UserError(
+                f"{group.name} cannot keep {width!r} channels; it keeps {group.widths()[0]} to {group.width}{step}."
+            )
+    return make_plan(
+        topology, most_important(magnitude(topology.program.modules[""], topology, p=1), torch.tensor(chosen))
+    )
 
 
 def make_plan(topology: Topology, kept: Sequence[Sequence[int]]) -> PruningPlan:
@@ -73,8 +105,9 @@ def make_plan(topology: Topology, kept: Sequence[Sequence[int]]) -> PruningPlan:
         GroupPlan(group.name, group.width, tuple(channels))
         for group, channels in zip(topology.groups, kept, strict=True)
     )
-    shape = tuple(topology.program.example_shape)
-    return PruningPlan(groups, shape, topology.exclude, topology.keep_ends, topology.whole)
+    return PruningPlan(
+        groups, description(topology.program.example), topology.exclude, topology.keep_ends, topology.whole
+    )
 
 
 def planned_widths(topology: Topology, plan: PruningPlan) -> Tensor:
@@ -108,13 +141,13 @@ def load_pruned(folder: Path | str, model: nn.Module | None = None) -> nn.Module
         model: The unpruned network (any weights), where the plan does not say how to build it.
 
     Raises:
-        ValueError: If a file is missing or damaged, or does not fit the network.
+        UserError: If a file is missing or damaged, or does not fit the network.
     """
     folder = Path(folder)
     plan = PruningPlan.load(folder / "plan.json")
     path = folder / "pruned.safetensors"
     if not path.is_file():
-        raise ValueError(f"{path} does not exist; the run did not reach its end.")
+        raise UserError(f"{path} does not exist; the run did not reach its end.")
     if model is None:
         model = _build(plan, folder / "plan.json")
     small = (rewrite if plan.rewritten else prune)(model, *_locate(model, plan))
@@ -122,7 +155,7 @@ def load_pruned(folder: Path | str, model: nn.Module | None = None) -> nn.Module
         small.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"{path} does not hold the weights of its plan: {reason}") from error
+        raise UserError(f"{path} does not hold the weights of its plan: {reason}") from error
     return small.eval()
 
 
@@ -132,18 +165,23 @@ def _build(plan: PruningPlan, path: Path) -> nn.Module:
     from gnnrl_lightning.models.factory import ModelSpec, create_model
 
     if plan.model is None:
-        raise ValueError(f"{path} does not say how to build its network; pass it as model=….")
+        raise UserError(f"{path} does not say how to build its network; pass it as model=….")
     try:
         spec = ModelSpec.from_config(plan.model["spec"])
         num_classes, image_size = int(plan.model["num_classes"]), int(plan.model["image_size"])
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} does not say how to build its network ({error}); pass it as model=….") from error
+        raise UserError(f"{path} does not say how to build its network ({error}); pass it as model=….") from error
     return create_model(spec, num_classes, image_size, weights=None)
 
 
 def _locate(model: nn.Module, plan: PruningPlan) -> tuple[Topology, list[Sequence[int]]]:
     """The network's topology and what the plan keeps of each of its groups."""
-    example = torch.zeros(plan.input_shape).to(next(model.parameters()))
+    first = next(model.parameters())
+
+    def like_weights(x: Tensor) -> Tensor:
+        return x.to(first) if x.is_floating_point() else x.to(first.device)
+
+    example = changed(described(plan.input_shape), like_weights)
     topology = trace(model, example, exclude=plan.exclude, keep_ends=plan.keep_ends)
     if plan.whole:
         names = [group.name for group in topology.groups]
@@ -153,7 +191,7 @@ def _locate(model: nn.Module, plan: PruningPlan) -> tuple[Topology, list[Sequenc
     for group in plan.groups:
         if known.get(group.name) != group.width:
             found = f"has {known[group.name]}" if group.name in known else "does not exist"
-            raise ValueError(
+            raise UserError(
                 f"the plan is for another network: group {group.name} has {group.width} channels in the plan "
                 f"and {found} in {type(model).__name__}."
             )

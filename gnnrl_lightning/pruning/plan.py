@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gnnrl_lightning.files import write_json
+from gnnrl_lightning.core.checks import UserError
+from gnnrl_lightning.core.files import write_json
+from gnnrl_lightning.core.inputs import described
 
 FORMAT = 1
 
@@ -31,7 +33,8 @@ class PruningPlan:
 
     Attributes:
         groups: One entry a group, in the order of the network.
-        input_shape: Shape of the input that the network was traced with, [N, ...].
+        input_shape: Shape of the input that the network was traced with, [N, ...]; where that is more than one tensor,
+            what `description` says of them.
         exclude: Regular expressions of the layers that were kept out of the groups.
         keep_ends: Whether the ends of the network were.
         whole: Names of groups that could not be pruned.
@@ -43,7 +46,7 @@ class PruningPlan:
     """
 
     groups: tuple[GroupPlan, ...]
-    input_shape: tuple[int, ...]
+    input_shape: Any
     exclude: tuple[str, ...] = ()
     keep_ends: bool = False
     whole: tuple[str, ...] = ()
@@ -61,13 +64,13 @@ class PruningPlan:
         """The plan that does at once what this one and then `second`, made for its pruned network, do.
 
         Raises:
-            ValueError: If the pruned network no longer has the same groups.
+            UserError: If the pruned network no longer has the same groups.
         """
         mine = [(group.name, len(group.kept)) for group in self.groups]
         others = [(group.name, group.width) for group in second.groups]
         if mine != others:
             lost = sorted({name for name, _ in set(mine) ^ set(others)}) or ["in another order"]
-            raise ValueError(
+            raise UserError(
                 f"the pruned network has other groups than the original ({', '.join(lost[:3])}), as one that shuffles "
                 f"channels has, or other settings of exclude and keep_ends: prune in one stage, stages=1 without plan=."
             )
@@ -77,47 +80,44 @@ class PruningPlan:
         )
         return replace(self, groups=groups, about=second.about)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Writes the plan as JSON, at once or not at all."""
-        write_json(path, {"format": FORMAT, **asdict(self)})
+        write_json(Path(path), {"format": FORMAT, **asdict(self)})
 
     @classmethod
-    def load(cls, path: Path) -> "PruningPlan":
+    def load(cls, path: Path | str) -> "PruningPlan":
         """Reads a plan.
 
         Raises:
-            ValueError: If the file is missing or is not a plan.
+            UserError: If the file is missing or is not a plan.
         """
+        path = Path(path)
         if not path.is_file():
-            raise ValueError(f"plan={path} does not exist; give the plan.json of a finished search.")
+            raise UserError(f"plan={path} does not exist; give the plan.json of a finished search.")
         try:
             raw = json.loads(path.read_text())
             version = raw.pop("format")
             if version != FORMAT:
-                raise ValueError(f"its format is {version} and this version reads {FORMAT}")
+                raise UserError(f"its format is {version} and this version reads {FORMAT}")
             groups = tuple(
                 GroupPlan(str(g["name"]), int(g["width"]), tuple(map(int, g["kept"]))) for g in raw["groups"]
             )
-            shape = tuple(map(int, raw["input_shape"]))
+            described(raw["input_shape"])
             names = {name: tuple(map(str, raw.get(name, ()))) for name in ("exclude", "whole")}
-            plan = cls(**{**raw, "groups": groups, "input_shape": shape, **names})
+            plan = cls(**{**raw, "groups": groups, **names})
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"plan={path} is not a pruning plan: {reason}.") from error
+            raise UserError(f"plan={path} is not a pruning plan: {reason}.") from error
         for name, value in (("model", plan.model), ("data", plan.data), ("about", plan.about)):
             if not isinstance(value, dict | None) or (name == "about" and value is None):
-                raise ValueError(f"plan={path} is not a pruning plan: {name} is {type(value).__name__}.")
-        if not shape or min(shape) < 1:
-            raise ValueError(
-                f"plan={path}: input_shape {list(shape)} must be the shape of a batch, e.g. [1, 3, 32, 32]."
-            )
+                raise UserError(f"plan={path} is not a pruning plan: {name} is {type(value).__name__}.")
         for group in groups:
             kept = group.kept
             if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= group.width:
-                raise ValueError(
+                raise UserError(
                     f"plan={path}: group {group.name} must keep 1 to {group.width} distinct channels, "
                     f"ascending, numbered from 0."
                 )
         if len({group.name for group in groups}) < len(groups):
-            raise ValueError(f"plan={path} names a group twice; each group has one entry.")
+            raise UserError(f"plan={path} names a group twice; each group has one entry.")
         return plan

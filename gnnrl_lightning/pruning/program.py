@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from gnnrl_lightning.core.inputs import Inputs
 from gnnrl_lightning.topology import Topology
 from gnnrl_lightning.topology.trace import Program
 
@@ -54,23 +55,23 @@ def evaluate(nodes: list[fx.Node], tensors: Mapping[str, Tensor], program: Progr
 def run(
     tensors: Mapping[str, Tensor],
     topology: Topology,
-    images: Tensor,
+    inputs: Inputs,
     read: Read,
     restricted: Restricted | None = None,
 ) -> list[Any]:
     """Runs a network, and lets the caller have a hand in whatever reads channels.
 
     Args:
-        tensors: Parameters and buffers by name, where the images are.
+        tensors: Parameters and buffers by name, where the inputs are.
         topology: The network.
-        images: A batch of inputs, [N, ...].
+        inputs: A batch of inputs.
         read: Computes every operation that reads channels.
         restricted: Computes those that normalise or reduce over channels; None: they see all of them.
 
     Returns:
         The network's outputs, flat.
     """
-    walk = Walk(tensors, topology, images)
+    walk = Walk(tensors, topology, inputs)
     for node in topology.program.graph.nodes:
         if node.op == "output":
             return [walk.values[x] if isinstance(x, fx.Node) else x for x in pytree.tree_leaves(node.args)]
@@ -82,17 +83,17 @@ class Walk:
     """A network that is run operation by operation.
 
     Args:
-        tensors: Parameters and buffers by name, where the images are; folded tensors too, where they are not to be
+        tensors: Parameters and buffers by name, where the inputs are; folded tensors too, where they are not to be
             computed.
         topology: The network.
-        images: A batch of inputs, [N, ...].
+        inputs: A batch of inputs.
 
     Attributes:
         values: Results of the operations so far, as long as a later one needs them.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], topology: Topology, images: Tensor):
-        self.topology, self.images = topology, images
+    def __init__(self, tensors: Mapping[str, Tensor], topology: Topology, inputs: Inputs):
+        self.topology, self.feed = topology, topology.program.feed(inputs)
         parameters = topology.program.parameters
         # A forward may count in its buffers: in copies, not in the model's own.
         self._tensors = {name: value if name in parameters else value.clone() for name, value in tensors.items()}
@@ -126,23 +127,23 @@ class Walk:
         return node.name in labels.reads and isinstance(labels.outputs[node.all_input_nodes[0].name], Tensor)
 
     def _result(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
-        return _result(node, values, self._tensors, self.topology.program, self.images)
+        return _result(node, values, self._tensors, self.topology.program, self.feed)
 
 
 @torch.no_grad()
-def masked_output(tensors: Mapping[str, Tensor], topology: Topology, mask: Tensor, images: Tensor) -> list[Any]:
+def masked_output(tensors: Mapping[str, Tensor], topology: Topology, mask: Tensor, inputs: Inputs) -> list[Any]:
     """What a network must compute without some of its channels: whatever reads them sees zeros in their place.
 
     Args:
         tensors: Parameters and buffers by name.
         topology: The network.
         mask: Which slots stay, [slots].
-        images: A batch of inputs, [N, ...].
+        inputs: A batch of inputs.
 
     Returns:
         The network's outputs, flat.
     """
-    return run(tensors, topology, images, *masked(topology, mask))
+    return run(tensors, topology, inputs, *masked(topology, mask))
 
 
 def masked(topology: Topology, mask: Tensor) -> tuple[Read, Restricted]:
@@ -191,24 +192,29 @@ def _result(
     values: Mapping[fx.Node, Any],
     tensors: Mapping[str, Tensor],
     program: Program,
-    images: Tensor | None = None,
+    feed: Mapping[str, Any] | None = None,
 ) -> Any:
     if node.op == "placeholder":
         if node.name in program.state:
             return tensors[program.state[node.name]]
         if node.name in program.constants:
             constant = program.constants[node.name]
-            return constant if images is None else constant.to(images.device)
-        assert images is not None
-        return images.clone()  # operations in place are part of programs
+            return constant if feed is None else constant.to(_device(feed))
+        assert feed is not None
+        value = feed[node.name]
+        return value.clone() if isinstance(value, Tensor) else value  # operations in place are part of programs
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
     assert callable(node.target)
     if Program.operation(node) == "sym_size":
         return args[0].shape[args[1]]  # also under vmap, which does not know the operation
-    if images is not None:  # what is made lies where the images do, not where the trace was
-        device = images.device
+    if feed is not None:  # what is made lies where the inputs do, not where the trace was
+        device = _device(feed)
         args, kwargs = pytree.tree_map(lambda x: device if isinstance(x, torch.device) else x, (args, kwargs))
     return node.target(*args, **kwargs)
+
+
+def _device(feed: Mapping[str, Any]) -> torch.device:
+    return next(value.device for value in feed.values() if isinstance(value, Tensor))
 
 
 def cut(tensor: Tensor, name: str, topology: Topology, mask: Tensor) -> Tensor:

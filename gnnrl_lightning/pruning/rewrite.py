@@ -4,7 +4,9 @@ The traced program holds every such number as a constant, and the labels say wha
 slice's ends, a split's sizes, a padding, a convolution's groups. `resize.py` has a rule for each of them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from gnnrl_lightning.core.inputs import arguments_by_name
 from gnnrl_lightning.pruning.program import cut, evaluate, folded_tensors, tensors_of
 from gnnrl_lightning.pruning.resize import RULES
 from gnnrl_lightning.topology import Topology
@@ -71,6 +74,7 @@ class Rewriter:
         self.model, self.topology, self.mask = model, topology, mask
         self.program = topology.program
         self.tensors = tensors_of(model)
+        self._example = arguments_by_name(model, self.program.example)
         self.values = values
         self._folded = folded_tensors(model, topology)
         self._constants = self._needed_constants()
@@ -80,6 +84,7 @@ class Rewriter:
 
     def run(self) -> fx.GraphModule:
         """The network."""
+        self._inputs = dict(zip(self.program.inputs, self._leaves(), strict=True))
         for node in self.program.graph.nodes:
             if node.op == "output":
                 flat = [self.argument(leaf) for leaf in pytree.tree_leaves(node.args)]
@@ -121,8 +126,8 @@ class Rewriter:
     def _placeholder(self, node: fx.Node) -> fx.Node:
         if node.name in self.program.constants:
             return self.attribute(node.name, self.program.constants[node.name].clone())
-        if node.name not in self.program.state:
-            return self._graph.placeholder(node.name)
+        if node.name in self._inputs:
+            return self._inputs[node.name]
         name = self.program.state[node.name]
         return self.attribute(name, self.pruned(name))
 
@@ -162,8 +167,28 @@ class Rewriter:
         return self._graph.call_function(target, *pytree.tree_map(placed, (tuple(args), kwargs or {})))
 
     def _device_of_input(self) -> fx.Node:
-        image = next(node for node in self._graph.nodes if node.op == "placeholder")
+        values = zip(self.program.inputs, pytree.tree_leaves(tuple(self._example.values())), strict=True)
+        image = next(self._inputs[name] for name, value in values if isinstance(value, Tensor))
         return self._graph.call_function(getattr, (image, "device"))
+
+    def _leaves(self) -> Iterator[fx.Node]:
+        """Arguments as the model's `forward` takes them, and in these the leaves of the inputs, in order."""
+        parameters = inspect.signature(self.model.forward).parameters
+        for name, value in self._example.items():
+            kind, default = parameters[name].kind, parameters[name].default
+            stars = {kind.VAR_POSITIONAL: "*", kind.VAR_KEYWORD: "**"}.get(kind, "")
+            if default is inspect.Parameter.empty and kind is kind.KEYWORD_ONLY:
+                default = None  # arguments without one may not follow those with one
+            argument = self._graph.placeholder(stars + name, default_value=default)
+            for path, _ in pytree.tree_flatten_with_path(value)[0]:
+                leaf = argument
+                for key in path:
+                    if isinstance(key, pytree.GetAttrKey):
+                        leaf = self._graph.call_function(getattr, (leaf, key.name))
+                    else:
+                        place = key.idx if isinstance(key, pytree.SequenceKey) else key.key  # type: ignore[attr-defined]
+                        leaf = self._graph.call_function(operator.getitem, (leaf, place))
+                yield leaf
 
     def labels(self, node: Any) -> Any:
         """Labels of an operation's result, or of each of its results; None where it has no channels."""

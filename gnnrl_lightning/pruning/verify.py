@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from gnnrl_lightning.core.checks import UserError
+from gnnrl_lightning.core.inputs import Inputs, call, changed, drawn
 from gnnrl_lightning.pruning.program import masked_output, tensors_of
 from gnnrl_lightning.pruning.rewrite import is_rewritten, rewrite
 from gnnrl_lightning.pruning.surgery import prune
@@ -43,7 +45,7 @@ def verified(
     """As `apply_plan`, for channels that are already located; `values` as in `prune`."""
     small, reasons = _attempt(model, topology, kept, values)
     if small is None:
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} computes something else after pruning, by surgery ({reasons[0]}) and as a "
             f"rewritten graph ({reasons[1]}); keep the layers at fault whole with exclude=[…]."
         )
@@ -60,7 +62,7 @@ def provable(model: nn.Module, topology: Topology) -> tuple[Topology, Removal]:
         The topology, without those groups, and `prune` where surgery is enough, else `rewrite`.
 
     Raises:
-        ValueError: If no group is left, or these groups only go wrong together.
+        UserError: If no group is left, or these groups only go wrong together.
     """
     some: list[Sequence[int]] = []
     for index, group in enumerate(topology.groups):
@@ -84,7 +86,7 @@ def provable(model: nn.Module, topology: Topology) -> tuple[Topology, Removal]:
             log.warning("%s stays whole: %s", topology.groups[index].name, reasons[1])
         topology = topology.without(wrong, f"neither surgery nor a rewritten graph is right ({reasons[1]})")
         if not topology.groups:
-            raise ValueError(f"nothing in {type(model).__name__} can be pruned: {reasons[1]}.")
+            raise UserError(f"nothing in {type(model).__name__} can be pruned: {reasons[1]}.")
         small = verified(model, topology, [channels for i, channels in enumerate(some) if i not in wrong])
     return topology, rewrite if is_rewritten(small) else prune
 
@@ -94,8 +96,7 @@ def _attempt(
 ) -> tuple[nn.Module | None, list[str]]:
     """The network by the first way that is right, and why the ways before it were not."""
     # More images than the trace had: what it took for a constant shows.
-    shape = (topology.program.batch + 1, *topology.program.example_shape[1:])
-    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    images = drawn(topology.program.example, topology.program.batch + 1, torch.Generator().manual_seed(0))
     for probe in _probes(model, topology):
         # Off the GPU and in single precision: TF32 and half precision differ by more than the tolerance.
         tensors = {name: value.detach().cpu() for name, value in tensors_of(probe).items()}
@@ -107,7 +108,7 @@ def _attempt(
         if all(output.isfinite().all() for output in _tensors(reference)):
             break
     else:
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} cannot be checked after pruning: the network's own outputs are not finite; "
             f"load other weights."
         )
@@ -184,18 +185,18 @@ def relative_error(result: Tensor, reference: Tensor) -> float:
     return float(((result - reference).abs() / sizes.clamp(min=floor)).nan_to_num(nan=math.inf).max())
 
 
-def _trains(model: nn.Module, images: Tensor) -> bool:
+def _trains(model: nn.Module, images: Inputs) -> bool:
     """Whether `forward` runs in train mode, where it may have branches that the trace does not show."""
     try:
         with torch.no_grad():
-            copy.deepcopy(model).cpu().float().train()(images.clone())
+            call(copy.deepcopy(model).cpu().float().train(), changed(images, Tensor.clone))
     except Exception:  # whatever the user's forward raises
         return False
     return True
 
 
 def _difference(
-    network: nn.Module, tensors: Mapping[str, Tensor], topology: Topology, mask: Tensor, images: Tensor
+    network: nn.Module, tensors: Mapping[str, Tensor], topology: Topology, mask: Tensor, images: Inputs
 ) -> float:
     """How far a network's outputs are from those of the original with this mask.
 
@@ -204,17 +205,17 @@ def _difference(
     error = _error(_evaluate(network, images), masked_output(tensors, topology, mask, images))
     if error <= TOLERANCE:
         return error
-    exact = {name: value.double() if value.is_floating_point() else value for name, value in tensors.items()}
+    exact, fed = (changed(each, lambda x: x.double() if x.is_floating_point() else x) for each in ({**tensors}, images))
     try:
-        return _error(_evaluate(network, images.double()), masked_output(exact, topology, mask, images.double()))
+        return _error(_evaluate(network, fed, torch.float64), masked_output(exact, topology, mask, fed))
     except Exception:  # the network asks for single precision somewhere
         return error
 
 
 @torch.no_grad()
-def _evaluate(model: nn.Module, images: Tensor) -> Any:
-    """The outputs of a network in the images' precision, of which a copy is used up."""
-    return copy.deepcopy(model).to("cpu", images.dtype).eval()(images.clone())
+def _evaluate(model: nn.Module, images: Inputs, precision: torch.dtype = torch.float32) -> Any:
+    """The outputs of a network, of which a copy is used up."""
+    return call(copy.deepcopy(model).to("cpu", precision).eval(), changed(images, Tensor.clone))
 
 
 def _error(outputs: Any, reference: Any) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.topology import Topology
 
 Cost = Callable[[Tensor], Tensor]
@@ -27,7 +28,7 @@ def allocate(topology: Topology, curves: list[Tensor], cost: Cost, allowed: int)
         allowed: The most that the network may cost.
 
     Raises:
-        ValueError: If no widths are within the budget.
+        UserError: If no widths are within the budget.
     """
     search = _Search(topology, curves, cost, allowed)
     widths = search.shrink(topology.full_widths())
@@ -72,7 +73,7 @@ class _Search:
             if not moves.any():
                 # A cost may have plateaus that no single group leaves.
                 if not (place > 0).any():
-                    raise ValueError("no widths are within the budget.")
+                    raise UserError("no widths are within the budget.")
                 place = (place - self.strides).clamp(min=0)
                 continue
             # More than is needed is not worth more.

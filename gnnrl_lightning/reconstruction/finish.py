@@ -8,7 +8,7 @@ statistics.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,7 @@ def finish(
     pruned: fx.GraphModule,
     unpruned: fx.GraphModule,
     compared: list[Target],
-    batches: Iterator[Tensor],
+    batches: Iterator[Sequence[Any]],
     steps: int,
     lr: float,
 ) -> list[float]:
@@ -81,7 +81,7 @@ def finish(
         pruned: From `rewrite`.
         unpruned: From `rewrite` with all channels; unchanged.
         compared: From `targets`.
-        batches: Images, [N, 3, H, W], on the networks' device.
+        batches: Arguments of the networks as their graphs take them, on their device.
         steps: Steps of Adam.
         lr: Learning rate at its highest; it rises over ten steps and falls along a cosine to 0.
 
@@ -103,8 +103,8 @@ def finish(
             task = bar.add_task("", total=steps, state="")
             for images, _ in zip(batches, range(steps), strict=False):
                 with torch.no_grad():
-                    teacher.run(images)
-                student.run(images)
+                    teacher.run(*images)
+                student.run(*images)
                 loss = _loss(compared, student.seen, teacher.seen, scales)
                 losses.append(float(loss.detach()))
                 if not math.isfinite(losses[-1]):

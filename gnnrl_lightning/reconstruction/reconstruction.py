@@ -6,12 +6,12 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from gnnrl_lightning.config import RefitConfig
-from gnnrl_lightning.data.preprocessing import HeldImages
+from gnnrl_lightning.core.samples import Samples
 from gnnrl_lightning.reconstruction.refit import refit
 from gnnrl_lightning.reconstruction.selection import Selection
 from gnnrl_lightning.reconstruction.sequential import sequential_refit
 from gnnrl_lightning.reconstruction.statistics import Statistics, collect
+from gnnrl_lightning.settings import RefitConfig
 from gnnrl_lightning.topology import Topology
 
 
@@ -28,7 +28,7 @@ class Reconstruction:
 
     model: nn.Module
     topology: Topology
-    images: HeldImages
+    images: Samples
     settings: RefitConfig
     _known: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
     """Error curves by group and order."""
@@ -83,9 +83,9 @@ class Reconstruction:
         with self._in_full_precision():
             return Selection(self.statistics, self.topology, self.settings.enabled)
 
-    def _placed_images(self) -> HeldImages:
+    def _placed_images(self) -> Samples:
         count = self.settings.images
-        first = HeldImages(self.images.pixels[:count], self.images.preprocessing)
+        first = self.images.first(count)
         return first.to(next(self.model.parameters()).device)
 
     def _in_full_precision(self) -> torch.autocast:

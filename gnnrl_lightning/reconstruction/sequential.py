@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from gnnrl_lightning.data.preprocessing import HeldImages
+from gnnrl_lightning.core.inputs import Inputs, count, taken
+from gnnrl_lightning.core.samples import Samples
 from gnnrl_lightning.pruning.program import Walk, masked, tensors_of
 from gnnrl_lightning.reconstruction.moments import Moments, columns_at, ridged, scattered
 from gnnrl_lightning.reconstruction.readers import bound, tensor_name, weight_of
@@ -38,7 +39,7 @@ def sequential_refit(
     topology: Topology,
     statistics: Statistics,
     mask: Tensor,
-    images: HeldImages,
+    images: Samples,
     samples: float,
     memory_gb: float,
 ) -> dict[str, Tensor]:
@@ -56,10 +57,10 @@ def sequential_refit(
     Returns:
         Full-size tensors by name, from which what goes is still to be cut.
     """
-    count = int(memory_gb * GIB // (2 * _live_bytes(topology)))
-    if count < len(images):
-        log.info("sequential refit: refit.memory_gb=%g does for %d of %d images", memory_gb, count, len(images))
-    return _Sweep(model, topology, statistics, mask, images[: max(count, 2)], samples).run()
+    most = int(memory_gb * GIB // (2 * _live_bytes(topology)))
+    if most < len(images):
+        log.info("sequential refit: refit.memory_gb=%g does for %d of %d images", memory_gb, most, len(images))
+    return _Sweep(model, topology, statistics, mask, images[: max(most, 2)], samples).run()
 
 
 class _Sweep:
@@ -69,15 +70,15 @@ class _Sweep:
         topology: Topology,
         statistics: Statistics,
         mask: Tensor,
-        images: Tensor,
+        images: Inputs,
         samples: float,
     ):
-        self.topology, self.statistics, self.samples, self.images = topology, statistics, samples, len(images)
+        self.topology, self.statistics, self.samples, self.images = topology, statistics, samples, count(images)
         self.mask = torch.cat([mask, mask.new_ones(1)])  # the last is for slot −1, all that stays
         self.read, self.restricted = masked(topology, mask)
         self.changed = refit(statistics, mask)
         tensors = {name: value.detach() for name, value in tensors_of(model).items()}
-        batches = images.split(_BATCH)
+        batches = [taken(images, slice(start, start + _BATCH)) for start in range(0, self.images, _BATCH)]
         self.original = [Walk(tensors, topology, batch) for batch in batches]
         self.pruned = [Walk(tensors | self.changed, topology, batch) for batch in batches]
         self.moments = {node: each for each in statistics.moments for node in each.reader.layouts}

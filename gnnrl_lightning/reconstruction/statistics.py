@@ -20,7 +20,9 @@ import torch
 from rich.progress import track
 from torch import Tensor, distributed, fx, nn
 
-from gnnrl_lightning.data.preprocessing import HeldImages
+from gnnrl_lightning.core.checks import UserError
+from gnnrl_lightning.core.inputs import Inputs, changed, count
+from gnnrl_lightning.core.samples import Samples
 from gnnrl_lightning.pruning.program import Layer, folded_tensors, run, tensors_of
 from gnnrl_lightning.reconstruction.moments import Moments, validated
 from gnnrl_lightning.reconstruction.readers import Layout, Reader, find_readers
@@ -35,9 +37,9 @@ _FEWEST = 2.0
 _LEAST_SAMPLES = 4096
 """Samples of a reader however few its columns are: of small ones they cost next to nothing."""
 GIB = 2**30
-_SENSITIVITY_IMAGES = 256
+_SENSITIVITY_IMAGES = 128
 _LARGEST_BATCH = 64
-_SKETCH = 4
+_SKETCH = 8
 """Where a layer has very many rows, S is summed over so many random combinations of the positions of each image."""
 _EXACT_ROWS = _SKETCH * _SENSITIVITY_IMAGES
 
@@ -64,7 +66,7 @@ class Statistics:
 def collect(
     model: nn.Module,
     topology: Topology,
-    images: HeldImages,
+    images: Samples,
     samples: float,
     memory_gb: float,
 ) -> Statistics:
@@ -80,7 +82,7 @@ def collect(
         memory_gb: Memory that moments and activations may take, in GiB.
 
     Raises:
-        ValueError: If a weight is not finite, or the memory is not enough for a single image, with what is needed.
+        UserError: If a weight is not finite, or the memory is not enough for a single image, with what is needed.
     """
     tensors = {name: value.detach() for name, value in tensors_of(model).items()}
     _require_finite(tensors)
@@ -110,14 +112,14 @@ class _Taking:
         topology: Topology,
         readers: list[Reader],
         unruled: list[str],
-        images: HeldImages,
+        images: Samples,
         samples: float,
         mixed: set[str],
     ):
         self.topology, self.readers, self.unruled = topology, readers, unruled
-        self.device = images.pixels.device
+        self.device = images.device
         self.images, self.samples = len(images), samples
-        self.varied = _varied(images.pixels)
+        self.varied = images.varied
         self.too_large = mixed
         self.of_node = {node: reader for reader in readers for node in reader.layouts}
         self.sums: dict[str, dict[str, Tensor]] = {}
@@ -125,14 +127,14 @@ class _Taking:
         self.gates = torch.zeros(len(topology.group_of_slot), dtype=torch.float64, device=self.device)
         self.looked = torch.zeros(1, dtype=torch.float64, device=self.device)
 
-    def look(self, tensors: Mapping[str, Tensor], images: Tensor, index: int, first: int) -> None:
+    def look(self, tensors: Mapping[str, Tensor], images: Inputs, index: int, first: int) -> None:
         """Runs a batch, number `index` and from image `first` on, and some batches back again."""
-        backward = first < _SENSITIVITY_IMAGES
+        backward, number = first < _SENSITIVITY_IMAGES, count(images)
 
         def read(node: fx.Node, activation: Tensor, layer: Layer) -> Any:
             reader = self.of_node.get(node.name)
             if reader is not None:
-                self._add_moments(reader, reader.layouts[node.name], activation.detach(), len(images), index)
+                self._add_moments(reader, reader.layouts[node.name], activation.detach(), number, index)
             result = layer(activation)
             if backward and reader is not None:
                 layout = reader.layouts[node.name]
@@ -146,21 +148,22 @@ class _Taking:
             run(tensors, self.topology, images, read)
             return
         with torch.enable_grad():
-            outputs = run(tensors, self.topology, images.requires_grad_(), read)
+            images = changed(images, lambda x: x.requires_grad_(x.is_floating_point()))
+            outputs = run(tensors, self.topology, images, read)
             generator = torch.Generator().manual_seed(index)
             total = sum((_projected(y, generator) for y in outputs if _scores(y)), torch.zeros((), device=self.device))
             total.backward()
-        self.looked += len(images)
+        self.looked += number
 
     def _add_moments(self, reader: Reader, layout: Layout, x: Tensor, images: int, index: int) -> None:
         if reader.weight not in self.sums:
             self._begin(reader, layout.positions(x) * self.images // images)
         sums, mixed = self.sums[reader.weight], self.mixed[reader.weight]
         unknowns = reader.channels if mixed else reader.columns
-        count = math.ceil(max(self.samples * unknowns, _LEAST_SAMPLES) * images / self.images)
+        wanted = math.ceil(max(self.samples * unknowns, _LEAST_SAMPLES) * images / self.images)
         # Seeded by the batch, so that samples do not depend on how many ranks share the batches.
         generator = torch.Generator().manual_seed(index)
-        inputs = layout.inputs(x, layout.sample(x, count, generator)).double()  # [blocks, positions, channels, taps]
+        inputs = layout.inputs(x, layout.sample(x, wanted, generator)).double()  # [blocks, positions, channels, taps]
         half = index % 2
         sums["mean"][half] += inputs.sum(1)
         sums["samples"][half] += inputs.shape[1]
@@ -190,8 +193,8 @@ class _Taking:
             return
         # Signed sums of positions: on average their products are those of the positions themselves.
         generator = torch.Generator().manual_seed(first)
-        count = _SKETCH * min(len(gradient), _SENSITIVITY_IMAGES - first)
-        place = torch.randint(count, (rows.shape[1],), generator=generator) + _SKETCH * first
+        sums = _SKETCH * min(len(gradient), _SENSITIVITY_IMAGES - first)
+        place = torch.randint(sums, (rows.shape[1],), generator=generator) + _SKETCH * first
         signs = torch.randint(0, 2, (rows.shape[1], 1), generator=generator) * 2.0 - 1
         total.index_add_(1, place.to(self.device), rows * signs.to(rows))
 
@@ -285,7 +288,7 @@ def _projected(scores: Tensor, generator: torch.Generator) -> Tensor:
 def _require_finite(tensors: Mapping[str, Tensor]) -> None:
     for name, value in tensors.items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise ValueError(f"{name} of the network has values that are not finite; load other weights.")
+            raise UserError(f"{name} of the network has values that are not finite; load other weights.")
 
 
 def _activation_bytes(topology: Topology) -> int:
@@ -297,18 +300,12 @@ def _activation_bytes(topology: Topology) -> int:
 def _batch_size(bytes_an_image: int, memory_gb: float, images: int) -> int:
     most = int(memory_gb * GIB / 2 // max(bytes_an_image, 1))
     if most < 1:
-        raise ValueError(
+        raise UserError(
             f"refit.memory_gb={memory_gb:g} is not enough for the activations of one image, which take "
             f"{bytes_an_image / GIB:.2g} GiB; give refit.memory_gb={math.ceil(2 * bytes_an_image / GIB)}, or "
             f"refit.enabled=false."
         )
     return min(most, _LARGEST_BATCH, -(-images // 2))  # two batches at least: solutions of one are tried on the other
-
-
-def _varied(pixels: Tensor) -> bool:
-    """Whether images say what others are like: not if each is of one colour, or all are the same, or there is one."""
-    flat = pixels.flatten(2)
-    return bool((flat != flat[:, :, :1]).any()) and bool((pixels != pixels[:1]).any())
 
 
 def _within_memory(readers: list[Reader], memory_gb: float) -> tuple[list[Reader], set[str], list[Reader]]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gnnrl_lightning.files import write_text
+from gnnrl_lightning.core.files import write_text
 from gnnrl_lightning.pruning.plan import PruningPlan
 from gnnrl_lightning.report.numbers import fixed, millions, percent
 from gnnrl_lightning.report.protocol import Protocol

@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gnnrl_lightning.files import write_text
+from gnnrl_lightning.core.checks import UserError
+from gnnrl_lightning.core.files import write_text
 from gnnrl_lightning.report.comparison_figure import save_comparison_figure
 from gnnrl_lightning.report.comparison_methods import by_task, seeds, unlike
 from gnnrl_lightning.report.comparison_runs import Run, Task, evaluations_until, read_runs
@@ -217,7 +218,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         runs, unfinished = read_runs(given.folders)
-    except ValueError as error:
+    except UserError as error:
         sys.exit(f"error: {error}")
     # A file has no width of its own, and rich's 80 columns would break the rows.
     console = Console(width=None if sys.stdout.isatty() else 140)

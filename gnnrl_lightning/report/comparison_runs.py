@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from omegaconf import OmegaConf
 
+from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.report.protocol import Protocol
 from gnnrl_lightning.report.tables import named_settings, sweep_jobs
 
@@ -106,14 +107,12 @@ def read_runs(folders: list[Path]) -> tuple[list[Run], list[str]]:
     """The finished searches in `folders` or below, each once, and the names of those that did not end.
 
     Raises:
-        ValueError: There is none that has ended, or no such folder.
+        UserError: There is none that has ended, or no such folder.
     """
     runs, unfinished, seen = [], [], set()
     for folder in folders:
         if not folder.is_dir():
-            raise ValueError(
-                f"{folder} is no folder; give folders of finished searches, e.g. outputs/multirun/<sweep>."
-            )
+            raise UserError(f"{folder} is no folder; give folders of finished searches, e.g. outputs/multirun/<sweep>.")
         for job, results in sweep_jobs(folder).items():
             if job.resolve() in seen:
                 continue
@@ -123,7 +122,7 @@ def read_runs(folders: list[Path]) -> tuple[list[Run], list[str]]:
                 unfinished.append(f"{job.relative_to(folder.parent).as_posix()} ({named})")
                 continue
             if not (job / "history.csv").is_file():
-                raise ValueError(f"{job} holds no history.csv; give the whole folder of the search, or leave it out.")
+                raise UserError(f"{job} holds no history.csv; give the whole folder of the search, or leave it out.")
             config = job / "config.yaml"
             settings = _flat(OmegaConf.to_container(OmegaConf.load(config))) if config.is_file() else {}
             settings["device"] = results["device"]
@@ -131,7 +130,7 @@ def read_runs(folders: list[Path]) -> tuple[list[Run], list[str]]:
                 settings.pop("plan", None)  # of the stage before, in the run's own folder
             runs.append(Run(results, settings, running_best(job / "history.csv")))
     if not runs:
-        raise ValueError(
+        raise UserError(
             f"no finished search in {', '.join(map(str, folders))}; "
             "give folders that hold a results.json and a history.csv, e.g. outputs/multirun/<sweep>."
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from gnnrl_lightning.files import write_text
+from gnnrl_lightning.core.files import write_text
 from gnnrl_lightning.report.figures import save_figures
 from gnnrl_lightning.report.numbers import MISSING, duration, faster, fixed, millions, percent, short, signed
 from gnnrl_lightning.report.protocol import Protocol
@@ -31,7 +31,7 @@ def write_report(folder: Path) -> Path:
     """Build `folder`/report.html and the pictures in `folder`/figures from the files of a finished search.
 
     Raises:
-        ValueError: `folder` lacks results.json, history.csv or plan.json.
+        UserError: `folder` lacks results.json, history.csv or plan.json.
     """
     record = read_record(folder)
     environment = Environment(

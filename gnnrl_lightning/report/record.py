@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.topology.outline import Layer, read_layers
 
 
@@ -92,11 +93,11 @@ def read_record(folder: Path) -> Record:
     """Read a finished search.
 
     Raises:
-        ValueError: a file is missing, so the search has not finished or the folder is another one.
+        UserError: a file is missing, so the search has not finished or the folder is another one.
     """
     for name in ("results.json", "history.csv", "plan.json"):
         if not (folder / name).is_file():
-            raise ValueError(
+            raise UserError(
                 f"{folder} holds no {name}; give the folder of a finished search, e.g. outputs/search/<run>."
             )
     with (folder / "history.csv").open(encoding="utf-8", newline="") as file:
@@ -111,7 +112,7 @@ def read_record(folder: Path) -> Record:
             for row in csv.DictReader(file)
         ]
     if not episodes:
-        raise ValueError(f"{folder / 'history.csv'} holds no episode; give the folder of a finished search.")
+        raise UserError(f"{folder / 'history.csv'} holds no episode; give the folder of a finished search.")
     plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     groups = [Group(group["name"], group["width"], len(group["kept"])) for group in plan["groups"]]
     own = ((plan.get("model") or {}).get("spec") or {}).get("source") == "module"

@@ -8,7 +8,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from torch import Tensor
 
-from gnnrl_lightning.search.environment import PruningEnv
+from gnnrl_lightning.searching.environment import PruningEnv
 from gnnrl_lightning.topology import Topology
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gnnrl_lightning.files import write_bytes
+from gnnrl_lightning.core.files import write_bytes
 
 # Okabe and Ito's colours, which stay apart for the colour-blind.
 BLUE, ORANGE, VERMILLION, GREEN, PURPLE, SKY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"

@@ -14,7 +14,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
 
-from gnnrl_lightning.files import write_text
+from gnnrl_lightning.core.files import write_text
 from gnnrl_lightning.report.tables import sweep_rows, sweep_table
 
 

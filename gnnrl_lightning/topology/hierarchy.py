@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.topology.rules import ACTIVATION, COMBINE, POOL
 from gnnrl_lightning.topology.topology import Topology
 from gnnrl_lightning.topology.trace import Program
@@ -123,12 +124,12 @@ def hierarchical_graph(topology: Topology, widths: Tensor | None = None) -> Hier
         widths: Channels that each group keeps, [G], for `counts`; all where None. No structure depends on them.
 
     Raises:
-        ValueError: If the widths are not those of a pruned network.
+        UserError: If the widths are not those of a pruned network.
     """
     full = topology.full_widths()
     widths = full if widths is None else widths
     if widths.shape != full.shape or ((widths < 1) | (widths > full)).any():
-        raise ValueError(f"widths={widths.tolist()} must be one number a group, from 1 to {full.tolist()}.")
+        raise UserError(f"widths={widths.tolist()} must be one number a group, from 1 to {full.tolist()}.")
     builder = _Builder(topology)
     for node in topology.program.graph.nodes:
         builder.add(node)

@@ -81,6 +81,8 @@ def _placeholder(state: Labels, program: Program, node: fx.Node) -> Any:
     if node.name in program.state:
         name = program.state[node.name]
         return Parameter(name, state.shapes[name])
+    if not isinstance(node.meta["val"], Tensor):
+        return node.meta["val"]  # an argument of another type
     shape = Program.shape(node)
     if node.name in program.constants:
         return Constant(shape)

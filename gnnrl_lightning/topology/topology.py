@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
+from gnnrl_lightning.core.checks import UserError
+from gnnrl_lightning.core.inputs import Inputs
 from gnnrl_lightning.topology.closed_form import Count, Products
 from gnnrl_lightning.topology.groups import collect
 from gnnrl_lightning.topology.labels import LOCKED, Labels, Product, Size, compact, once, varies
@@ -57,6 +59,41 @@ class Topology:
         self._macs = self._products((p.factor, self.operands(p)) for p in labels.products)
         self._parameters = self._products((1, self.weight(name)) for name in sorted(self._counted()))
         self._unpruned = sum(labels.shapes[name].numel() for name in program.parameters - program.unused)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as what it is traced from, since graphs cannot be pickled."""
+        limits = (self._divisor, self._min_keep, self.exclude, self.keep_ends, self.whole)
+        return _traced_again, (self.program.modules[""], self.program.example, *limits)
+
+    def __repr__(self) -> str:
+        channels, locked = int(self.full_widths().sum()), sum(number for _, number in self.locked)
+        return (
+            f"Topology of {type(self.program.modules['']).__name__}: {len(self.groups)} groups, {channels} channels to "
+            f"prune, {locked} locked; {self.macs() / 1e6:.1f} MMACs, {self.parameters() / 1e6:.2f} M parameters"
+        )
+
+    def summary(self) -> str:
+        """What can be pruned, who is pruned with whom, and what cannot be, as a table in text.
+
+        The share of a group is the part of all MACs that goes if it keeps only its least channels.
+        """
+        full, least, whole = self.full_widths(), self.min_widths(), self.macs()
+        rows = [("group", "width", "least", "share of MACs", "runs through")]
+        for index, group in enumerate(self.groups):
+            widths = full.clone()
+            widths[index] = least[index]
+            share = 100 * (1 - int(self.macs(widths)) / whole)
+            layers = list(dict.fromkeys(member.parameter.rpartition(".")[0] for member in group.members))
+            others = [layer for layer in layers if layer != group.name]
+            through = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
+            rows.append((group.name, str(group.width), str(int(least[index])), f"{share:.1f} %", through))
+        lengths = [max(len(row[column]) for row in rows) for column in range(4)]
+        lines = [
+            "  ".join([row[0].ljust(lengths[0]), *(row[c].rjust(lengths[c]) for c in range(1, 4)), row[4]]).rstrip()
+            for row in rows
+        ]
+        locked = [f"locked: {number} channels, {reason}" for reason, number in self.locked]
+        return "\n".join([repr(self), *lines, *locked])
 
     def without(self, groups: Sequence[int], reason: str) -> "Topology":
         """The same network with some of its groups locked."""
@@ -193,7 +230,7 @@ class Topology:
 
 def trace(
     model: nn.Module,
-    example_input: Tensor,
+    example: Inputs,
     *,
     divisor: int = 1,
     min_keep: float = 0.0,
@@ -205,23 +242,24 @@ def trace(
     The model is not changed, and of its weights no value is read but those of integers, which are indices.
 
     Args:
-        model: Any network that takes one tensor.
-        example_input: A batch of inputs, [N, ...]; only its shape and type matter.
+        model: Any network that `torch.export` reads.
+        example: A batch of its inputs: a tensor [N, ...], a tuple of positional or a dict of keyword arguments, nested
+            as `forward` takes them. Of floating point numbers only shape and type matter.
         divisor: Keep multiples of this many channels, 8 for tensor cores.
         min_keep: Fraction of its channels that each group keeps at least.
         exclude: Regular expressions; groups with a parameter whose name matches stay whole.
         keep_ends: Keep all that the first layers write and all that the last layers read.
 
     Raises:
-        ValueError: If an option is out of range, the network cannot be traced, or nothing in it can be pruned.
+        UserError: If an option is out of range, the network cannot be traced, or nothing in it can be pruned.
     """
     if divisor < 1:
-        raise ValueError(f"divisor={divisor} must be at least 1; 1 keeps any number of channels.")
+        raise UserError(f"divisor={divisor} must be at least 1; 1 keeps any number of channels.")
     if not 0 <= min_keep <= 1:
-        raise ValueError(f"min_keep={min_keep} must be in [0, 1], the fraction of its channels that a group keeps.")
+        raise UserError(f"min_keep={min_keep} must be in [0, 1], the fraction of its channels that a group keeps.")
     if isinstance(exclude, str):
-        raise ValueError(f"exclude={exclude!r} must be a list of regular expressions, e.g. exclude=[{exclude!r}].")
-    program = export(model, example_input)
+        raise UserError(f"exclude={exclude!r} must be a list of regular expressions, e.g. exclude=[{exclude!r}].")
+    program = export(model, example)
     name_indices(program)
     fuse_shuffles(program.graph)
     labels = propagate(program)
@@ -231,5 +269,19 @@ def trace(
     topology = Topology(program, labels, divisor, min_keep, exclude, keep_ends)
     if not topology.groups:
         reasons = "; ".join(dict.fromkeys(reason for reason, _ in topology.locked))
-        raise ValueError(f"nothing in {type(model).__name__} can be pruned: {reasons}.")
+        raise UserError(f"nothing in {type(model).__name__} can be pruned: {reasons}.")
     return topology
+
+
+def _traced_again(
+    model: nn.Module,
+    example: Inputs,
+    divisor: int,
+    min_keep: float,
+    exclude: Sequence[str],
+    keep_ends: bool,
+    whole: Sequence[str],
+) -> Topology:
+    topology = trace(model, example, divisor=divisor, min_keep=min_keep, exclude=exclude, keep_ends=keep_ends)
+    names = [group.name for group in topology.groups]
+    return topology.without([names.index(name) for name in whole], "locked") if whole else topology

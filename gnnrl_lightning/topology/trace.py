@@ -12,6 +12,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from gnnrl_lightning.core.checks import UserError
+from gnnrl_lightning.core.inputs import (
+    Inputs,
+    arguments_by_name,
+    changed,
+    count,
+    repeated,
+    sorted_arguments,
+    tensors_in,
+)
+
 
 @dataclass(frozen=True)
 class Program:
@@ -25,7 +36,8 @@ class Program:
         shapes: Shape of every parameter and buffer, by name; a shared one has the first of its names.
         parameters: The names among them that are parameters.
         modules: The model's modules by path; never changed.
-        example_shape: Shape of the example input, [N, ...].
+        example: The inputs that it was traced with, on the CPU.
+        inputs: Placeholder name of each of their leaves, in order; the leaves of the arguments in `forward`'s order.
         batch: Images in the traced shapes. The program itself takes any number of them wherever `forward` does.
         structure: How the flat results of the program make up what `forward` returns.
     """
@@ -37,7 +49,8 @@ class Program:
     shapes: Mapping[str, torch.Size]
     parameters: frozenset[str]
     modules: Mapping[str, nn.Module]
-    example_shape: torch.Size
+    example: Inputs
+    inputs: tuple[str, ...]
     batch: int
     structure: pytree.TreeSpec
 
@@ -61,6 +74,11 @@ class Program:
     def unused(self) -> frozenset[str]:
         """Parameters that the program never reads: those of branches that only training takes, as auxiliary heads."""
         return self.parameters - self.tensors(node for node in self.graph.nodes if node.users)
+
+    def feed(self, inputs: Inputs) -> dict[str, Any]:
+        """The leaves of such inputs by placeholder name."""
+        leaves = pytree.tree_leaves(tuple(arguments_by_name(self.modules[""], inputs).values()))
+        return dict(zip(self.inputs, leaves, strict=True))
 
     def __str__(self) -> str:
         """The operations and the shapes of all parameters and buffers: equal for equal networks."""
@@ -103,39 +121,41 @@ def known(value: Any) -> Any:
     return value
 
 
-def export(model: nn.Module, example_input: Tensor) -> Program:
+def export(model: nn.Module, example: Inputs) -> Program:
     """Traces a network without changing it, with a batch of any size.
 
     Args:
-        model: Any module that takes one tensor.
-        example_input: A batch of inputs, [N, ...]; only its shape and type matter.
+        model: Any module.
+        example: A batch of inputs, see `Inputs`; of those with floating point numbers only shape and type matter.
 
     Raises:
-        ValueError: If `torch.export` cannot read the network, with its reason.
+        UserError: If `torch.export` cannot read the network, with its reason.
     """
-    if not example_input.is_floating_point() or not len(example_input):
-        raise ValueError(
-            f"the example input is {example_input.dtype} of shape {tuple(example_input.shape)}; it must be a batch "
-            f"of at least one image of floating point numbers, e.g. torch.zeros(1, 3, 224, 224)."
-        )
+    _check_example(model, example)
+    example = changed(example, _on_cpu)
     # A single image would make torch.export take its batch for the constant 1.
-    images = example_input if len(example_input) > 1 else torch.cat([example_input, example_input])
-    any_batch = ({0: torch.export.Dim.AUTO},)
+    images = repeated(example, max(2, count(example)))
+    size = count(images)
+    any_batch = pytree.tree_map(
+        lambda x: {0: torch.export.Dim.AUTO} if isinstance(x, Tensor) and x.dim() and len(x) == size else None,
+        arguments_by_name(model, images),
+    )
+    args, kwargs = sorted_arguments(model, images)
     try:
         # eval() on a copy: tracing must not touch the caller's train/eval flags. On the CPU, where the trace is run to
         # check what is pruned; parameters that are there are shared, not copied.
         tensors = (*model.parameters(), *model.buffers())
         twin = copy.deepcopy(model, {id(tensor): _on_cpu(tensor) for tensor in tensors}).eval()
         with torch.no_grad(), _quiet():
-            exported = torch.export.export(twin, (_on_cpu(images),), dynamic_shapes=any_batch, strict=False)
+            exported = torch.export.export(twin, args, kwargs, dynamic_shapes=any_batch, strict=False)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"{type(model).__name__} cannot be traced by torch.export at input shape "
-            f"{tuple(example_input.shape)}: {reason}"
+        raise UserError(
+            f"{type(model).__name__} cannot be traced by torch.export at input shape {_shapes(example)}: {reason}"
         ) from error
     _inline(exported.graph_module)
     signature = exported.graph_signature
+    placeholders = [node.name for node in exported.graph.nodes if node.op == "placeholder"]
     named = (*twin.named_parameters(), *twin.named_buffers())
     name_of = {id(value): name for name, value in named}
     aliases = (
@@ -158,10 +178,30 @@ def export(model: nn.Module, example_input: Tensor) -> Program:
         shapes={name: value.shape for name, value in named},
         parameters=frozenset(name for name, _ in twin.named_parameters()),
         modules=dict(model.named_modules()),
-        example_shape=example_input.shape,
-        batch=len(images),
+        example=example,
+        inputs=tuple(placeholders[-len(signature.user_inputs) :]),
+        batch=size,
         structure=exported.call_spec.out_spec,
     )
+
+
+def _check_example(model: nn.Module, example: Inputs) -> None:
+    tensors = tensors_in(example)
+    floating = any(each.is_floating_point() for each in tensors)
+    if not floating or not all(each.dim() for each in tensors[:1]) or not count(example):
+        what = f"{tensors[0].dtype} of shape {_shapes(example)}" if tensors else f"a {type(example).__name__}"
+        raise UserError(
+            f"the example input is {what}; it must be a batch of at least one image of floating point numbers, e.g. "
+            f"torch.zeros(1, 3, 224, 224), or several: a tuple of positional or a dict of keyword arguments."
+        )
+    try:
+        arguments_by_name(model, example)
+    except TypeError as error:
+        raise UserError(f"{type(model).__name__} does not take the example input: {error}.") from error
+
+
+def _shapes(example: Inputs) -> str:
+    return ", ".join(str(tuple(each.shape)) for each in tensors_in(example))
 
 
 @contextmanager

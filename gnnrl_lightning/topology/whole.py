@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.topology.labels import LOCKED, Labels
 from gnnrl_lightning.topology.layers import LOCKED_ROW
 from gnnrl_lightning.topology.rules import OUTPUT
@@ -26,15 +27,15 @@ def exclude_layers(labels: Labels, patterns: Sequence[str]) -> None:
     """Locks the channels that run through parameters whose names match.
 
     Raises:
-        ValueError: If a pattern is no regular expression, or matches nothing.
+        UserError: If a pattern is no regular expression, or matches nothing.
     """
     for pattern in patterns:
         try:
             matched = [name for name in labels.program.shapes if re.search(pattern, name)]
         except re.error as error:
-            raise ValueError(f"exclude={pattern!r} is not a regular expression ({error}).") from error
+            raise UserError(f"exclude={pattern!r} is not a regular expression ({error}).") from error
         if not matched:
-            raise ValueError(f"exclude={pattern!r} matches no parameter of the network; see its named_parameters().")
+            raise UserError(f"exclude={pattern!r} matches no parameter of the network; see its named_parameters().")
         for (name, _), vector in labels.dimensions.items():
             computed = labels.sources(name) if name in labels.folded else set()
             if name in matched or computed & set(matched):

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from gnnrl_lightning.core.samples import IMAGENET
 from gnnrl_lightning.data.files import index_files
 from gnnrl_lightning.data.images import FileImages, MemoryImages, cut, stratified_order
-from gnnrl_lightning.data.preprocessing import IMAGENET
 
 
 def numbered(labels: np.ndarray) -> MemoryImages:

@@ -9,9 +9,10 @@ from searching import bandit
 from torch import Tensor, nn
 
 from gnnrl_lightning.data import IMAGENET, HeldImages
-from gnnrl_lightning.evaluation.evaluator import Evaluator, correct, divergence
+from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.measure import speeds, test_top1, weight_bytes
 from gnnrl_lightning.evaluation.recovery import BatchNormRecovery, FinetuneRecovery, NoRecovery
+from gnnrl_lightning.evaluation.reward import correct, divergence
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
 from gnnrl_lightning.pruning.importance.magnitude import Magnitude
 from gnnrl_lightning.pruning.importance.ranking import Ranking
@@ -231,8 +232,8 @@ def test_divergences_need_no_labels(network: nn.Module, topology: Topology, monk
 def test_a_network_whose_scores_are_no_numbers_has_a_bad_divergence() -> None:
     said = torch.full((2, 4), 0.25).log()
     broken = torch.stack([said[0], torch.full((4,), torch.nan)])
-    assert divergence(said, broken) == 500
-    assert divergence(said, said) == 0
+    assert divergence([said], [broken]) == 500
+    assert divergence([said], [said]) == 0
 
 
 def test_top1_of_a_loader(network: nn.Module) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import shufflenet_v2_x0_5
 
-from gnnrl_lightning.config import FinishConfig, RefitConfig
 from gnnrl_lightning.data import IMAGENET, HeldImages
 from gnnrl_lightning.evaluation import final
 from gnnrl_lightning.evaluation.evaluator import Evaluator
@@ -23,6 +22,7 @@ from gnnrl_lightning.pruning.rewrite import is_rewritten, rewrite
 from gnnrl_lightning.pruning.verify import provable, verified
 from gnnrl_lightning.reconstruction.finish import _loss, _Recorder, targets
 from gnnrl_lightning.reconstruction.reconstruction import Reconstruction
+from gnnrl_lightning.settings import FinishConfig, RefitConfig
 from gnnrl_lightning.topology import trace
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gnnrl_lightning.data.preprocessing import IMAGENET, Preprocessing
+from gnnrl_lightning.core.samples import IMAGENET, Preprocessing
 from gnnrl_lightning.models.factory import ModelSpec, check_model, create_model, preprocessing_of
 from gnnrl_lightning.models.resnet_cifar import CifarResNet, resnet_cifar
 from gnnrl_lightning.models.sources import SOURCES

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gnnrl_lightning.models.layout import to_fastest_layout
+from gnnrl_lightning.core.layout import to_fastest_layout
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
 
 IMAGES = torch.randn(2, 3, 16, 16)

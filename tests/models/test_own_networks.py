@@ -10,7 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from gnnrl_lightning.data.preprocessing import IMAGENET
+from gnnrl_lightning.core.samples import IMAGENET
 from gnnrl_lightning.models.factory import ModelSpec, check_model, create_model, preprocessing_of
 from gnnrl_lightning.pruning.apply import load_pruned, save_pruned, uniform_plan
 from gnnrl_lightning.pruning.plan import PruningPlan

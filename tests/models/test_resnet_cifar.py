@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gnnrl_lightning.data.preprocessing import IMAGENET
+from gnnrl_lightning.core.samples import IMAGENET
 from gnnrl_lightning.models.resnet_cifar import PaddedShortcut, resnet_cifar
 from gnnrl_lightning.models.weights import load_weights
 

@@ -20,7 +20,7 @@ from gnnrl_lightning.topology import Topology, trace
 
 PLAN = PruningPlan(
     groups=(GroupPlan("conv1", 16, (0, 3, 15)), GroupPlan("layer1.0.conv1", 8, tuple(range(8)))),
-    input_shape=(1, 3, 32, 32),
+    input_shape=[1, 3, 32, 32],
     exclude=("^linear",),
     model={"spec": {"source": "cifar", "name": "resnet20", "kwargs": {}}, "num_classes": 10, "image_size": 32},
     data={"name": "digits"},

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnnrl_lightning.config import RefitConfig
-from gnnrl_lightning.data.preprocessing import HeldImages, Preprocessing
+from gnnrl_lightning.core.samples import HeldImages, Preprocessing
 from gnnrl_lightning.pruning.verify import verified
 from gnnrl_lightning.reconstruction.reconstruction import Reconstruction
+from gnnrl_lightning.settings import RefitConfig
 from gnnrl_lightning.topology import trace
 
 PLAIN = Preprocessing((0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 8, 8, "bilinear")

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from searching import agent_of, bandit, in_iterations_of, run_search
 
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
-from gnnrl_lightning.search.module import SearchModule
+from gnnrl_lightning.searching.module import SearchModule
 from gnnrl_lightning.topology import trace
 
 

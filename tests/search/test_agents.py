@@ -5,8 +5,8 @@ import torch
 from searching import AGENTS, agent_of, bandit, run_search
 from torch import Tensor
 
-from gnnrl_lightning.search.agents.protocol import Episodes
-from gnnrl_lightning.search.module import SearchModule
+from gnnrl_lightning.searching.agents.protocol import Episodes
+from gnnrl_lightning.searching.module import SearchModule
 from gnnrl_lightning.topology import Topology
 
 GENERATOR = torch.Generator()

@@ -9,8 +9,8 @@ from searching import agent_of, bandit, run_search, without_time
 from torch import Tensor
 
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
-from gnnrl_lightning.search.agents.protocol import Episodes
-from gnnrl_lightning.search.module import SearchModule
+from gnnrl_lightning.searching.agents.protocol import Episodes
+from gnnrl_lightning.searching.module import SearchModule
 from gnnrl_lightning.topology import Topology, trace
 
 NAMES = ("amc", "agmc", "gnnrl_ddpg")

@@ -8,7 +8,7 @@ from searching import agent_of, bandit, in_iterations_of, run_search, without_ti
 from torch import Tensor
 
 from gnnrl_lightning.resume import read_checkpoint
-from gnnrl_lightning.search.module import HISTORY, SearchModule
+from gnnrl_lightning.searching.module import HISTORY, SearchModule
 from gnnrl_lightning.topology import Topology
 
 SETTINGS = {"budget": 0.5, "model": {"name": "resnet20"}, "seed": 3}

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from searching import agent_of, bandit, run_search, without_time
 
 from gnnrl_lightning.config import build
-from gnnrl_lightning.search.module import SearchModule
+from gnnrl_lightning.searching.module import SearchModule
 from gnnrl_lightning.topology import Topology
 
 PAGE = (Path(__file__).parents[2] / "docs" / "adding-an-agent.md").read_text()

@@ -8,7 +8,7 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
 from gnnrl_lightning.nn.actor_critic import SquashedNormal
-from gnnrl_lightning.search.ppo import clipped_objective, generalized_advantage, standardize
+from gnnrl_lightning.searching.ppo import clipped_objective, generalized_advantage, standardize
 
 GROUPS = 5
 STD = 0.5

@@ -7,8 +7,8 @@ import torch
 from searching import agent_of, bandit, run_search, target, without_time
 from torch import Tensor
 
-from gnnrl_lightning.search.agents.start import DrawsNear
-from gnnrl_lightning.search.module import SearchModule
+from gnnrl_lightning.searching.agents.start import DrawsNear
+from gnnrl_lightning.searching.module import SearchModule
 from gnnrl_lightning.topology import Topology
 
 BEGINNERS = ("amc", "agmc", "closed_form", "evolution", "gnnrl", "gnnrl_ddpg", "random")
@@ -66,7 +66,7 @@ def test_closed_form_evaluates_the_plans_and_nothing_else(resnet20_topology: Top
 
 
 def test_closed_form_needs_plans(resnet20_topology: Topology) -> None:
-    from gnnrl_lightning.search.agents.closed_form import ClosedFormAgent
+    from gnnrl_lightning.searching.agents.closed_form import ClosedFormAgent
 
     with pytest.raises(ValueError, match=r"agent=closed_form .* give start=closed_form\.$"):
         ClosedFormAgent(bandit(resnet20_topology).task(list))

@@ -9,7 +9,7 @@ from searching import agent_of, bandit, run_search
 from torch import Tensor
 
 from gnnrl_lightning.nn.message_passing import LearnedPooling
-from gnnrl_lightning.search.module import SearchModule
+from gnnrl_lightning.searching.module import SearchModule
 from gnnrl_lightning.topology import Topology
 
 

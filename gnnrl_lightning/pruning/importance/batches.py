@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from rich.progress import track
 from torch import Tensor
 
-from gnnrl_lightning.config import require_whole
-from gnnrl_lightning.data.preprocessing import HeldImages
+from gnnrl_lightning.core.checks import require_whole
+from gnnrl_lightning.core.samples import Samples
 
 
 def require_images(images: int | None, batch_size: int, least: int = 1) -> None:
-    """Raise ValueError unless these settings are whole numbers of at least `least`; `images` may be None, for all."""
+    """Raise UserError unless these settings are whole numbers of at least `least`; `images` may be None, for all."""
     if images is not None:
         require_whole("importance.images", images, least)
     require_whole("importance.batch_size", batch_size, least)
@@ -26,7 +26,7 @@ class LooksAtImages:
         batch_size: Images a pass.
 
     Raises:
-        ValueError: If a value is out of range.
+        UserError: If a value is out of range.
     """
 
     images: int | None
@@ -36,7 +36,7 @@ class LooksAtImages:
         require_images(self.images, self.batch_size)
 
 
-def batches(images: HeldImages, labels: Tensor, batch_size: int, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(images: Samples, labels: Tensor, batch_size: int, name: str) -> Iterator[tuple[Tensor, Tensor]]:
     """The network's input and the classes of all images, batch by batch, with a progress bar."""
     for start in track(range(0, len(labels), batch_size), f"importance: {name}", transient=True):
         rows = slice(start, start + batch_size)

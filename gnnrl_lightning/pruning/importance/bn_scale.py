@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnnrl_lightning.data.preprocessing import HeldImages
+from gnnrl_lightning.core.checks import UserError
+from gnnrl_lightning.core.samples import Samples
 from gnnrl_lightning.pruning.importance.ranking import Ranking
 from gnnrl_lightning.task import Task
 from gnnrl_lightning.topology import Topology
@@ -25,7 +26,7 @@ class BatchNormScale:
         """Before any training.
 
         Raises:
-            ValueError: If channels run through no BatchNorm layer with a scale.
+            UserError: If channels run through no BatchNorm layer with a scale.
         """
         scaled = torch.zeros(len(topology.group_of_slot), dtype=torch.bool)
         for name in scales(topology):
@@ -33,12 +34,12 @@ class BatchNormScale:
             scaled[slots[slots >= 0]] = True
         if not scaled.all():
             group = topology.groups[int(topology.group_of_slot[~scaled][0])]
-            raise ValueError(
+            raise UserError(
                 f"importance=bn_scale needs BatchNorm behind every channel, and those of {group.name} have none; take "
                 f"importance=l1, or leave such layers whole with exclude=[…]."
             )
 
-    def __call__(self, model: nn.Module, task: Task, images: HeldImages, labels: Tensor) -> Ranking:
+    def __call__(self, model: nn.Module, task: Task, images: Samples, labels: Tensor) -> Ranking:
         """Ranks by scale; no image is looked at."""
         topology = task.topology
         self.check(topology)  # where nobody has: without it scores would be nan

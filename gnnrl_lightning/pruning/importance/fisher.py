@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from gnnrl_lightning.data.preprocessing import HeldImages
+from gnnrl_lightning.core.samples import Samples
 from gnnrl_lightning.pruning.importance.batches import LooksAtImages, batches
 from gnnrl_lightning.pruning.importance.gates import mean_over_images
 from gnnrl_lightning.pruning.importance.ranking import Ranking
@@ -23,7 +23,7 @@ class Fisher(LooksAtImages):
 
     needs_labels = True
 
-    def __call__(self, model: nn.Module, task: Task, images: HeldImages, labels: Tensor) -> Ranking:
+    def __call__(self, model: nn.Module, task: Task, images: Samples, labels: Tensor) -> Ranking:
         """Ranks by the mean square of the gradients."""
         parts = batches(images, labels, self.batch_size, "fisher")
         scores = mean_over_images(model, task.topology, parts, torch.square) / 2 / activations(task.topology)

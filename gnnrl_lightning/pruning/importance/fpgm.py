@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from gnnrl_lightning.data.preprocessing import HeldImages
+from gnnrl_lightning.core.samples import Samples
 from gnnrl_lightning.pruning.importance.magnitude import by_filters
 from gnnrl_lightning.pruning.importance.ranking import Ranking
 from gnnrl_lightning.task import Task
@@ -18,6 +18,6 @@ class GeometricMedian:
 
     images: int | None = 0
 
-    def __call__(self, model: nn.Module, task: Task, images: HeldImages, labels: Tensor) -> Ranking:
+    def __call__(self, model: nn.Module, task: Task, images: Samples, labels: Tensor) -> Ranking:
         """Ranks by distance; no image is looked at."""
         return Ranking(by_filters(model, task.topology, lambda filters: torch.cdist(filters, filters).sum(1)))

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gnnrl_lightning.config import require_number, require_whole
-from gnnrl_lightning.data.preprocessing import HeldImages
+from gnnrl_lightning.core.checks import require_number, require_whole
+from gnnrl_lightning.core.samples import Samples
 from gnnrl_lightning.pruning.importance.batches import batches, require_images
 from gnnrl_lightning.pruning.importance.gates import read_slots
 from gnnrl_lightning.pruning.importance.ranking import Ranking
@@ -43,7 +43,7 @@ class Genetic:
         seed: Equal seeds give equal channels.
 
     Raises:
-        ValueError: If a value is out of range.
+        UserError: If a value is out of range.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Genetic:
         self.mutation = mutation
         self.seed = seed
 
-    def __call__(self, model: nn.Module, task: Task, images: HeldImages, labels: Tensor) -> Ranking:
+    def __call__(self, model: nn.Module, task: Task, images: Samples, labels: Tensor) -> Ranking:
         """Ranks by the error without a channel; which channels stay together is looked for when it is asked."""
         forms = self._forms(model, task, images, labels)
 
@@ -84,9 +84,9 @@ class Genetic:
 
         return Ranking([form.diagonal().clone() for form in forms], lambda group, width: list(choose(group, width)))
 
-    def _forms(self, model: nn.Module, task: Task, images: HeldImages, labels: Tensor) -> list[Tensor]:
+    def _forms(self, model: nn.Module, task: Task, images: Samples, labels: Tensor) -> list[Tensor]:
         """Q of each group, [width, width]."""
-        topology, device = task.topology, images.pixels.device
+        topology, device = task.topology, images.device
         distinct = {name: slots.unique(return_inverse=True) for name, slots in read_slots(topology).items()}
         generator = torch.Generator(device).manual_seed(self.seed)
         tensors = {name: value.detach() for name, value in tensors_of(model).items()}

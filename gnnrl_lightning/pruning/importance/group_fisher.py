@@ -7,8 +7,8 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from gnnrl_lightning.config import require_number, require_whole
-from gnnrl_lightning.data.preprocessing import HeldImages
+from gnnrl_lightning.core.checks import UserError, require_number, require_whole
+from gnnrl_lightning.core.samples import Samples
 from gnnrl_lightning.pruning.importance.batches import require_images
 from gnnrl_lightning.pruning.importance.fisher import activations
 from gnnrl_lightning.pruning.importance.gates import gate_gradients
@@ -37,7 +37,7 @@ class GroupFisher:
         seed: Of the training.
 
     Raises:
-        ValueError: If a value is out of range.
+        UserError: If a value is out of range.
     """
 
     needs_labels = True
@@ -61,17 +61,17 @@ class GroupFisher:
         """Before any training.
 
         Raises:
-            ValueError: If channels are read by what is no parameter, and so cannot be kept at zero.
+            UserError: If channels are read by what is no parameter, and so cannot be kept at zero.
         """
         for (name, dimension), slots in topology.slots.items():
             reads = topology.labels.readers.get(name) == dimension and bool((slots >= 0).any())
             if reads and name not in topology.program.parameters:
-                raise ValueError(
+                raise UserError(
                     f"importance=group_fisher keeps weights that read removed channels at zero while it trains, and "
                     f"{name} is no parameter but computed; take importance=fisher."
                 )
 
-    def __call__(self, model: nn.Module, task: Task, images: HeldImages, labels: Tensor) -> Ranking:
+    def __call__(self, model: nn.Module, task: Task, images: Samples, labels: Tensor) -> Ranking:
         """Trains a copy; its channels rank by when they went, and those that are left by what they have by then."""
         topology = task.topology
         self.check(topology)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from gnnrl_lightning.data.preprocessing import HeldImages
+from gnnrl_lightning.core.samples import Samples
 from gnnrl_lightning.pruning.importance.batches import LooksAtImages, batches
 from gnnrl_lightning.pruning.importance.gates import read_slots
 from gnnrl_lightning.pruning.importance.ranking import Ranking
@@ -22,7 +22,7 @@ class HighRank(LooksAtImages):
     """
 
     @torch.no_grad()
-    def __call__(self, model: nn.Module, task: Task, images: HeldImages, labels: Tensor) -> Ranking:
+    def __call__(self, model: nn.Module, task: Task, images: Samples, labels: Tensor) -> Ranking:
         """Ranks by the maps' rank."""
         topology = task.topology
         slots_of = read_slots(topology)

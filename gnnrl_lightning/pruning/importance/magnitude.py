@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from gnnrl_lightning.data.preprocessing import HeldImages
+from gnnrl_lightning.core.checks import UserError
+from gnnrl_lightning.core.samples import Samples
 from gnnrl_lightning.pruning.importance.ranking import Ranking
 from gnnrl_lightning.pruning.program import folded_tensors
 from gnnrl_lightning.task import Task
@@ -21,7 +22,7 @@ class Magnitude:
         p: Order of the norm, 1 or 2.
 
     Raises:
-        ValueError: If the order is another.
+        UserError: If the order is another.
     """
 
     images: int | None = 0
@@ -30,15 +31,15 @@ class Magnitude:
         require_order(p)
         self.p = p
 
-    def __call__(self, model: nn.Module, task: Task, images: HeldImages, labels: Tensor) -> Ranking:
+    def __call__(self, model: nn.Module, task: Task, images: Samples, labels: Tensor) -> Ranking:
         """Ranks by norm; no image is looked at."""
         return Ranking(magnitude(model, task.topology, self.p))
 
 
 def require_order(p: int) -> None:
-    """Raise ValueError unless the norm is the sum of sizes or the Euclidean one."""
+    """Raise UserError unless the norm is the sum of sizes or the Euclidean one."""
     if p not in (1, 2):
-        raise ValueError(f"importance.p={p} must be 1 or 2.")
+        raise UserError(f"importance.p={p} must be 1 or 2.")
 
 
 def magnitude(model: nn.Module, topology: Topology, p: int) -> list[Tensor]:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from gnnrl_lightning.config import require_whole
-from gnnrl_lightning.data.preprocessing import HeldImages
+from gnnrl_lightning.core.checks import require_whole
+from gnnrl_lightning.core.samples import Samples
 from gnnrl_lightning.pruning.importance.ranking import Ranking
 from gnnrl_lightning.task import Task
 
@@ -22,7 +22,7 @@ class RandomImportance:
         require_whole("importance.seed", seed, 0)
         self.seed = seed
 
-    def __call__(self, model: nn.Module, task: Task, images: HeldImages, labels: Tensor) -> Ranking:
+    def __call__(self, model: nn.Module, task: Task, images: Samples, labels: Tensor) -> Ranking:
         """Ranks by chance; neither the network nor an image is looked at."""
         generator = torch.Generator().manual_seed(self.seed)
         return Ranking([torch.rand(group.width, generator=generator) for group in task.topology.groups])

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from gnnrl_lightning.data.preprocessing import HeldImages
+from gnnrl_lightning.core.samples import Samples
 from gnnrl_lightning.task import Task
 
 
@@ -43,7 +43,7 @@ class Importance(Protocol):
     images: int | None
     """How many training images it needs; None: all."""
 
-    def __call__(self, model: nn.Module, task: Task, images: HeldImages, labels: Tensor) -> Ranking:
+    def __call__(self, model: nn.Module, task: Task, images: Samples, labels: Tensor) -> Ranking:
         """Ranks the channels; the model is not changed.
 
         Args:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from gnnrl_lightning.data.preprocessing import HeldImages
+from gnnrl_lightning.core.samples import Samples
 from gnnrl_lightning.pruning.importance.ranking import Ranking
 from gnnrl_lightning.task import Task
 
@@ -19,7 +19,7 @@ class ReconstructionError:
     images: int | None = 0
     """The statistics come with the task."""
 
-    def __call__(self, model: nn.Module, task: Task, images: HeldImages, labels: Tensor) -> Ranking:
+    def __call__(self, model: nn.Module, task: Task, images: Samples, labels: Tensor) -> Ranking:
         """Ranks by backward elimination."""
         assert task.reconstruction is not None, "images come with the search"
         reconstruction = task.reconstruction.of(model)

@@ -5,8 +5,8 @@ import copy
 from rich.progress import track
 from torch import Tensor, nn
 
-from gnnrl_lightning.config import require_number, require_whole
-from gnnrl_lightning.data.preprocessing import HeldImages
+from gnnrl_lightning.core.checks import require_number, require_whole
+from gnnrl_lightning.core.samples import Samples
 from gnnrl_lightning.pruning.importance.batches import require_images
 from gnnrl_lightning.pruning.importance.magnitude import magnitude, require_order
 from gnnrl_lightning.pruning.importance.masks import zero_filters
@@ -33,7 +33,7 @@ class SoftPruning:
         seed: Of the training.
 
     Raises:
-        ValueError: If a value is out of range.
+        UserError: If a value is out of range.
     """
 
     needs_labels = True
@@ -51,7 +51,7 @@ class SoftPruning:
         self.p = p
         self.seed = seed
 
-    def __call__(self, model: nn.Module, task: Task, images: HeldImages, labels: Tensor) -> Ranking:
+    def __call__(self, model: nn.Module, task: Task, images: Samples, labels: Tensor) -> Ranking:
         """Trains a copy and ranks its filters by norm; those that are zero go first."""
         network, topology = copy.deepcopy(model), task.topology
         epoch = steps_per_epoch(len(images), self.batch_size)

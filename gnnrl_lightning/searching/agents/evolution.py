@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from gnnrl_lightning.config import require_number, require_whole
-from gnnrl_lightning.search.agents.protocol import Descend, Episodes
-from gnnrl_lightning.search.agents.start import DrawsNear
+from gnnrl_lightning.core.checks import require_number, require_whole
+from gnnrl_lightning.searching.agents.protocol import Descend, Episodes
+from gnnrl_lightning.searching.agents.start import DrawsNear
 from gnnrl_lightning.task import Task
 
 _REDRAWS = 10
@@ -34,7 +34,7 @@ class EvolutionAgent(DrawsNear):
         mutation: Probability that a mutant's gene is drawn anew (MetaPruning: 0.1).
 
     Raises:
-        ValueError: If a value is out of range.
+        UserError: If a value is out of range.
     """
 
     widths: Tensor

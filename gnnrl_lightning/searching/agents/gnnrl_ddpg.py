@@ -6,11 +6,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from gnnrl_lightning.config import require_whole
+from gnnrl_lightning.core.checks import UserError, require_whole
 from gnnrl_lightning.nn.encoder import GraphEncoder
-from gnnrl_lightning.search.agents.protocol import Descend, Episodes
-from gnnrl_lightning.search.agents.start import DrawsNear
-from gnnrl_lightning.search.ddpg import DDPG, Heads, Replay, Transitions
+from gnnrl_lightning.searching.agents.protocol import Descend, Episodes
+from gnnrl_lightning.searching.agents.start import DrawsNear
+from gnnrl_lightning.searching.ddpg import DDPG, Heads, Replay, Transitions
 from gnnrl_lightning.task import Task
 from gnnrl_lightning.topology.hierarchy import hierarchical_graph
 
@@ -52,7 +52,7 @@ class GNNRLDDPGAgent(DrawsNear):
         for name, value in (sizes | {"updates_per_episode": updates_per_episode}).items():
             require_whole(f"agent.{name}", value, 1)
         if not 0 < warmup_ratio <= 1:
-            raise ValueError(f"agent.warmup_ratio={warmup_ratio} must be in (0, 1].")
+            raise UserError(f"agent.warmup_ratio={warmup_ratio} must be in (0, 1].")
         self.updates_per_episode = updates_per_episode
         self.warmup_ratio = warmup_ratio
         graph = GraphEncoder(hierarchical_graph(task.topology), **encoder)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gnnrl_lightning.config import require_number, require_whole, require_within
-from gnnrl_lightning.search.agents.protocol import Descend
+from gnnrl_lightning.core.checks import require_number, require_whole, require_within
+from gnnrl_lightning.searching.agents.protocol import Descend
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ class DDPG(nn.Module):
         lr_critic: The same of the critic (AMC: 1e-3).
 
     Raises:
-        ValueError: If a value is out of range.
+        UserError: If a value is out of range.
     """
 
     episodes: Tensor

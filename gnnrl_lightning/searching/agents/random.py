@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from gnnrl_lightning.config import require_whole
-from gnnrl_lightning.search.agents.protocol import Descend, Episodes
-from gnnrl_lightning.search.agents.start import DrawsNear
+from gnnrl_lightning.core.checks import UserError, require_whole
+from gnnrl_lightning.searching.agents.protocol import Descend, Episodes
+from gnnrl_lightning.searching.agents.start import DrawsNear
 from gnnrl_lightning.task import Task
 
 
@@ -21,7 +21,7 @@ class RandomAgent(DrawsNear):
     def __init__(self, task: Task, max_ratio: float = 1.0, episodes_per_iteration: int = 16):
         super().__init__(len(task.topology.groups))
         if not 0 < max_ratio <= 1:
-            raise ValueError(f"agent.max_ratio={max_ratio} must be in (0, 1].")
+            raise UserError(f"agent.max_ratio={max_ratio} must be in (0, 1].")
         require_whole("agent.episodes_per_iteration", episodes_per_iteration, 1)
         self.max_ratio = max_ratio
         self.episodes_per_iteration = episodes_per_iteration

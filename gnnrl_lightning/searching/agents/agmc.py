@@ -5,11 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from gnnrl_lightning.config import require_whole
+from gnnrl_lightning.core.checks import UserError, require_whole
 from gnnrl_lightning.nn.message_passing import EdgeGCNConv
-from gnnrl_lightning.search.agents.protocol import Descend, Episodes
-from gnnrl_lightning.search.agents.start import DrawsNear
-from gnnrl_lightning.search.ddpg import DDPG, Heads, Replay, Transitions
+from gnnrl_lightning.searching.agents.protocol import Descend, Episodes
+from gnnrl_lightning.searching.agents.start import DrawsNear
+from gnnrl_lightning.searching.ddpg import DDPG, Heads, Replay, Transitions
 from gnnrl_lightning.task import Task
 from gnnrl_lightning.topology.hierarchy import EDGE_KINDS, HierarchicalGraph, hierarchical_graph
 
@@ -51,7 +51,7 @@ class AGMCAgent(DrawsNear):
         for name, value in (sizes | {"batch_size": batch_size, "replay_episodes": replay_episodes}).items():
             require_whole(f"agent.{name}", value, 1)
         if not 0 < warmup_ratio <= 1:
-            raise ValueError(f"agent.warmup_ratio={warmup_ratio} must be in (0, 1].")
+            raise UserError(f"agent.warmup_ratio={warmup_ratio} must be in (0, 1].")
         self.full = task.topology.full_widths()
         self.warmup_ratio = warmup_ratio
         groups = len(self.full)

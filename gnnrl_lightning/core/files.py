@@ -30,6 +30,6 @@ def write_json(path: Path, value: Any) -> None:
     """Replace `path` with `value` as indented JSON.
 
     Raises:
-        ValueError: `value` holds NaN or infinity, which JSON cannot express.
+        UserError: `value` holds NaN or infinity, which JSON cannot express.
     """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -10,14 +10,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from gnnrl_lightning.config import SearchConfig
-from gnnrl_lightning.files import write_text
+from gnnrl_lightning.core.files import write_text
 from gnnrl_lightning.fitting import build_trainer
 from gnnrl_lightning.report.protocol import Protocol
 from gnnrl_lightning.resume import read_checkpoint, require_same, settings_of
-from gnnrl_lightning.search.agents.protocol import Agent
-from gnnrl_lightning.search.environment import PruningEnv
-from gnnrl_lightning.search.module import SearchModule
-from gnnrl_lightning.search.progress import SearchProgress, SearchState
+from gnnrl_lightning.searching.agents.protocol import Agent
+from gnnrl_lightning.searching.environment import PruningEnv
+from gnnrl_lightning.searching.module import SearchModule
+from gnnrl_lightning.searching.progress import SearchProgress, SearchState
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def check_stage(config: DictConfig, folder: Path) -> bool:
     """Whether a stage has ended.
 
     Raises:
-        ValueError: If it was with other settings.
+        UserError: If it was with other settings.
     """
     if not (folder / "results.json").is_file():
         return False
@@ -92,7 +92,7 @@ def begin(config: DictConfig, folder: Path) -> None:
 
 
 def check_resume(config: DictConfig, folder: Path) -> None:
-    """Raise ValueError if the folder holds a search with other settings; before anything of it is touched."""
+    """Raise UserError if the folder holds a search with other settings; before anything of it is touched."""
     checkpoint = SearchState(folder).found
     if checkpoint:
         require_same(read_checkpoint(checkpoint)["search"]["settings"], _settings(config))

@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from gnnrl_lightning.search.agents.protocol import Descend, Episodes
+from gnnrl_lightning.searching.agents.protocol import Descend, Episodes
 from gnnrl_lightning.task import Task
 
 

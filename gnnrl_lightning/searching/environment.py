@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.task import Cost, Task
 from gnnrl_lightning.topology import Topology
 
@@ -40,7 +41,7 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         full_cost: What the budget is a fraction of, where the network is pruned already; else its own cost.
 
     Raises:
-        ValueError: If no widths are within the budget, with the lowest budget that is feasible.
+        UserError: If no widths are within the budget, with the lowest budget that is feasible.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.allowed = int(budget * self.full_cost)
         lowest = int(cost(self.min_widths))
         if lowest > self.allowed:
-            raise ValueError(
+            raise UserError(
                 f"budget={budget:g} is below what the smallest widths cost; the lowest feasible budget of this network "
                 f"is {np.ceil(1e4 * lowest / self.full_cost) / 1e4:g} (for less: lower min_keep or divisor, "
                 f"exclude=[], keep_ends=false)."

@@ -6,8 +6,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from gnnrl_lightning.config import require_number
-from gnnrl_lightning.search.agents.protocol import Descend, Episodes
+from gnnrl_lightning.core.checks import require_number
+from gnnrl_lightning.searching.agents.protocol import Descend, Episodes
 from gnnrl_lightning.task import Task
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class NetAdaptAgent(nn.Module):
         decay: Each step as a part of the one before (authors' code: 0.96).
 
     Raises:
-        ValueError: If a value is out of range.
+        UserError: If a value is out of range.
     """
 
     decided: Tensor

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from gnnrl_lightning.config import require_whole, require_within
-from gnnrl_lightning.search.agents.protocol import Descend, Episodes
-from gnnrl_lightning.search.agents.start import DrawsNear
-from gnnrl_lightning.search.ddpg import DDPG, Heads, Replay, Transitions
+from gnnrl_lightning.core.checks import require_whole, require_within
+from gnnrl_lightning.searching.agents.protocol import Descend, Episodes
+from gnnrl_lightning.searching.agents.start import DrawsNear
+from gnnrl_lightning.searching.ddpg import DDPG, Heads, Replay, Transitions
 from gnnrl_lightning.task import Task
 from gnnrl_lightning.topology.layer_features import layer_features
 

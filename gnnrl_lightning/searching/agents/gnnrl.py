@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gnnrl_lightning.config import require_number, require_whole, require_within
+from gnnrl_lightning.core.checks import UserError, require_number, require_whole, require_within
 from gnnrl_lightning.nn.actor_critic import ActorCritic
 from gnnrl_lightning.nn.encoder import GraphEncoder
 from gnnrl_lightning.resume import read_checkpoint
-from gnnrl_lightning.search.agents.protocol import Descend, Episodes
-from gnnrl_lightning.search.agents.start import SPREAD, as_logits
-from gnnrl_lightning.search.ppo import clipped_objective, generalized_advantage, standardize
+from gnnrl_lightning.searching.agents.protocol import Descend, Episodes
+from gnnrl_lightning.searching.agents.start import SPREAD, as_logits
+from gnnrl_lightning.searching.ppo import clipped_objective, generalized_advantage, standardize
 from gnnrl_lightning.task import Task
 from gnnrl_lightning.topology.hierarchy import hierarchical_graph
 
@@ -43,7 +43,7 @@ class GNNRLAgent(nn.Module):
         freeze_encoder: Whether the encoder stays as it is, so that only the heads learn.
 
     Raises:
-        ValueError: If a value is out of range, or the encoder is none or another.
+        UserError: If a value is out of range, or the encoder is none or another.
     """
 
     std: Tensor
@@ -86,7 +86,7 @@ class GNNRLAgent(nn.Module):
         graph = hierarchical_graph(task.topology)
         self.policy = ActorCritic(GraphEncoder(graph, **encoder), hidden_size, initial_ratio, coupling, correlation)
         if freeze_encoder and encoder_from is None:
-            raise ValueError("agent.freeze_encoder=true needs agent.encoder_from=…: there is nothing learned to keep.")
+            raise UserError("agent.freeze_encoder=true needs agent.encoder_from=…: there is nothing learned to keep.")
         if encoder_from is not None:
             _take_encoder(self.policy.encoder, Path(encoder_from))
         if freeze_encoder:
@@ -164,17 +164,15 @@ class GNNRLAgent(nn.Module):
 def _take_encoder(encoder: GraphEncoder, run: Path) -> None:
     path, prefix = run / "checkpoints" / "last.ckpt", "agent.policy.encoder."
     if not path.is_file():
-        raise ValueError(f"agent.encoder_from={run} is not the folder of a search: {path} does not exist.")
+        raise UserError(f"agent.encoder_from={run} is not the folder of a search: {path} does not exist.")
     state = read_checkpoint(path).get("state_dict", {})
     found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     if not found:
-        raise ValueError(
-            f"agent.encoder_from={run} has no encoder; it must be the folder of a search with agent=gnnrl."
-        )
+        raise UserError(f"agent.encoder_from={run} has no encoder; it must be the folder of a search with agent=gnnrl.")
     try:
         with torch.no_grad():
             encoder.take(found)
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"agent.encoder_from={run} has another encoder ({error}); give the agent.encoder.… of that search."
         ) from error

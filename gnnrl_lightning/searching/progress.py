@@ -7,11 +7,11 @@ from pathlib import Path
 
 import lightning as L
 
-from gnnrl_lightning.files import write_text
+from gnnrl_lightning.core.files import write_text
 from gnnrl_lightning.progress import Bar
 from gnnrl_lightning.report.protocol import Protocol
 from gnnrl_lightning.resume import LastCheckpoint
-from gnnrl_lightning.search.module import HISTORY, SearchModule
+from gnnrl_lightning.searching.module import HISTORY, SearchModule
 
 log = logging.getLogger(__name__)
 

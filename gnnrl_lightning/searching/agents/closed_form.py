@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from gnnrl_lightning.search.agents.protocol import Descend, Episodes
+from gnnrl_lightning.core.checks import UserError
+from gnnrl_lightning.searching.agents.protocol import Descend, Episodes
 from gnnrl_lightning.task import Task
 
 
@@ -14,7 +15,7 @@ class ClosedFormAgent(nn.Module):
         task: The search, which must begin with these plans.
 
     Raises:
-        ValueError: If it does not.
+        UserError: If it does not.
     """
 
     episodes_per_iteration = 8
@@ -24,7 +25,7 @@ class ClosedFormAgent(nn.Module):
     def __init__(self, task: Task):
         super().__init__()
         if task.plans is None:
-            raise ValueError("agent=closed_form does nothing but choose among the first plans; give start=closed_form.")
+            raise UserError("agent=closed_form does nothing but choose among the first plans; give start=closed_form.")
         self.register_buffer("kept", torch.ones(len(task.topology.groups), dtype=torch.float64))
 
     def begin(self, kept: Tensor) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from gnnrl_lightning.resume import require_same
-from gnnrl_lightning.search.agents.protocol import Agent, Episodes
-from gnnrl_lightning.search.environment import PruningEnv
+from gnnrl_lightning.searching.agents.protocol import Agent, Episodes
+from gnnrl_lightning.searching.environment import PruningEnv
 
 HISTORY = (
     "episode",
@@ -237,7 +237,7 @@ class SearchModule(L.LightningModule):
         """Takes up a search where it was left.
 
         Raises:
-            ValueError: If it was started with other settings.
+            UserError: If it was started with other settings.
         """
         saved = checkpoint["search"]
         require_same(
