@@ -15,7 +15,7 @@ _HONEST = 2.0
 _SMALL = 1e-3
 """Part of what there is to lose that is small whatever it is on other images."""
 _FLOOR = 1e-6
-_TRIAL_ROWS = 128
+_TRIAL_ROWS = 64
 _RISEN = 1.05
 """How far an error must rise above its least before no larger ridge is tried."""
 _WORTH = 0.05

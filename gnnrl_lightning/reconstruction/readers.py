@@ -86,15 +86,18 @@ class Convolution:
     def inputs(self, x: Tensor, sampled: Tensor) -> Tensor:
         """See `Layout`."""
         places = _places(self, x.shape[2:])
-        # One zero behind the last value of each dimension stands for all that is read outside.
-        x = F.pad(x, (0, 1) * len(places))
         index: list[Any] = [slice(None), slice(None)]
+        inside = torch.ones([len(sampled)] + [1] * len(places), dtype=torch.bool)
         for dimension, place in reversed(list(enumerate(places))):
             view = [len(sampled)] + [1] * len(places)
             view[1 + dimension] = -1
-            index.insert(2, place[sampled % len(place)].view(view).to(x.device))
+            read, size = place[sampled % len(place)].view(view), x.shape[2 + dimension]
+            inside = inside & (read < size)
+            index.insert(2, read.clamp(max=size - 1).to(x.device))
             sampled = sampled // len(place)
         patches = x[tuple(index)]  # [N, C, positions, *kernel]
+        if not inside.all():
+            patches = patches * inside.to(patches)  # zeros are read outside
         patches = patches.flatten(3).unflatten(1, (self.groups, -1))
         return patches.permute(1, 0, 3, 2, 4).flatten(1, 2)
 
