@@ -12,7 +12,6 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from gnnrl_lightning.topology import Topology
