@@ -7,8 +7,8 @@ python train.py model=resnet20 data=cifar10 fit.lr=0.1 fit.epochs=200
 import hydra
 from omegaconf import DictConfig
 
-from gnnrl_lightning.config import register
-from gnnrl_lightning.launch import job, launch
+from gnnrl_lightning.app.config import register
+from gnnrl_lightning.app.launch import job, launch
 
 register()
 
@@ -16,7 +16,7 @@ register()
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float:
     """Runs one training; returns the accuracy on the reward split, for a sweeper."""
-    from gnnrl_lightning.run_train import train
+    from gnnrl_lightning.app.train import train
 
     return job(train, config)
 

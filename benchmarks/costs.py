@@ -15,10 +15,10 @@ from rich.progress import track
 from rich.table import Table
 from torch import nn
 
+from gnnrl_lightning.app.launch import keep_freed_memory
 from gnnrl_lightning.cost.latency import Latency
 from gnnrl_lightning.cost.memory import Memory
 from gnnrl_lightning.evaluation.measure import speeds
-from gnnrl_lightning.launch import keep_freed_memory
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
 from gnnrl_lightning.pruning.rewrite import rewrite
 from gnnrl_lightning.pruning.surgery import prune

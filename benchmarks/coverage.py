@@ -171,7 +171,8 @@ def refitted(library: str, name: str) -> dict[str, Any]:
 def error_of(network: nn.Module, original: nn.Module, images: HeldImages) -> float:
     """Of the scores, relative to the variance of the original's."""
     scores = first(original(images[:]))
-    return float((first(network(images[:])) - scores).square().sum() / (scores - scores.mean(0)).square().sum())
+    spread = (scores - scores.mean(0)).square().sum().clamp(min=1e-12)  # heads that begin at zero give nothing else
+    return float((first(network(images[:])) - scores).square().sum() / spread)
 
 
 def theirs(library: str, name: str) -> dict[str, Any]:

@@ -28,16 +28,16 @@ from speed import timed_search
 from torch import nn
 
 from gnnrl_lightning.core.files import write_json
+from gnnrl_lightning.core.numbers import fixed
 from gnnrl_lightning.cost.flops import Flops
 from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.recovery import BatchNormRecovery
+from gnnrl_lightning.importance.reconstruction import ReconstructionError
 from gnnrl_lightning.models.factory import ModelSpec, create_model
-from gnnrl_lightning.pruning.importance.reconstruction import ReconstructionError
+from gnnrl_lightning.problem.environment import PruningEnv
 from gnnrl_lightning.pruning.surgery import prune
 from gnnrl_lightning.pruning.verify import verified
 from gnnrl_lightning.reconstruction.reconstruction import Reconstruction
-from gnnrl_lightning.report.numbers import fixed
-from gnnrl_lightning.searching.environment import PruningEnv
 from gnnrl_lightning.settings import RefitConfig
 from gnnrl_lightning.topology import trace
 

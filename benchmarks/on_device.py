@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from gnnrl_lightning.data import IMAGENET, FolderDataModule, HeldImages
 from gnnrl_lightning.data.images import MemoryImages
 from gnnrl_lightning.evaluation.reward import correct
-from gnnrl_lightning.finetune import distilled
 from gnnrl_lightning.settings import FitConfig
+from gnnrl_lightning.training.supervised import distilled
 
 EVALUATED = 1000
 """Images of a forward pass without a backward one."""

@@ -26,17 +26,17 @@ from rich.table import Table
 from scipy.stats import kendalltau
 from torch import Tensor
 
-from gnnrl_lightning.config import SearchConfig, build, register, typed
+from gnnrl_lightning.app.asked import data_of
+from gnnrl_lightning.app.config import SearchConfig, build, register, typed
+from gnnrl_lightning.app.launch import keep_freed_memory
 from gnnrl_lightning.core.files import write_json
 from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.measure import test_top1
-from gnnrl_lightning.fitting import device_of, fit
-from gnnrl_lightning.launch import keep_freed_memory
 from gnnrl_lightning.models.factory import ModelSpec, create_model, preprocessing_of
+from gnnrl_lightning.problem.environment import PruningEnv
 from gnnrl_lightning.reconstruction.reconstruction import Reconstruction
-from gnnrl_lightning.run import data_of
 from gnnrl_lightning.searching.agents.start import DrawsNear
-from gnnrl_lightning.searching.environment import PruningEnv
+from gnnrl_lightning.training.fitting import device_of, fit
 
 PLANS = 20
 """Of each kind."""

@@ -26,20 +26,20 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from gnnrl_lightning.config import build, register
+from gnnrl_lightning.app.config import build, register
 from gnnrl_lightning.cost.flops import Flops
 from gnnrl_lightning.data import IMAGENET, HeldImages
 from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.recovery import BatchNormRecovery, NoRecovery, recalibrate
+from gnnrl_lightning.importance.magnitude import Magnitude
+from gnnrl_lightning.importance.reconstruction import ReconstructionError
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
-from gnnrl_lightning.pruning.importance.magnitude import Magnitude
-from gnnrl_lightning.pruning.importance.reconstruction import ReconstructionError
+from gnnrl_lightning.problem.environment import PruningEnv
+from gnnrl_lightning.problem.task import Task
 from gnnrl_lightning.pruning.surgery import prune
 from gnnrl_lightning.reconstruction.reconstruction import Reconstruction
-from gnnrl_lightning.searching.environment import PruningEnv
 from gnnrl_lightning.searching.module import SearchModule
 from gnnrl_lightning.settings import RefitConfig
-from gnnrl_lightning.task import Task
 from gnnrl_lightning.topology import trace
 
 IMAGES, BATCH, EPISODES, ITERATIONS, ROLL_OUTS, REPEATS = 1000, 250, 16, 3, 20, 5

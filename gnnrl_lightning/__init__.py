@@ -1,8 +1,8 @@
 """Topology-aware channel pruning: a trained CNN and a budget in, a really smaller network out."""
 
 from gnnrl_lightning.core.checks import UserError
-from gnnrl_lightning.found import Found
-from gnnrl_lightning.library import search
+from gnnrl_lightning.library.found import Found
+from gnnrl_lightning.library.search import search
 from gnnrl_lightning.pruning.apply import apply_plan, load_pruned, plan, save_pruned, uniform_plan
 from gnnrl_lightning.pruning.plan import PruningPlan
 from gnnrl_lightning.pruning.rewrite import is_rewritten

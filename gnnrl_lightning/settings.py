@@ -127,15 +127,13 @@ class SearchSettings:
 
     def check(self) -> None:
         """Raise UserError for values out of range."""
-        require(self.seed >= 0, "seed", self.seed, "at least 0")
-        require(self.episodes >= 1, "episodes", self.episodes, "at least 1")
+        for name, least in (("seed", 0), ("episodes", 1), ("finalists", 1), ("max_steps", 1), ("divisor", 1)):
+            value = getattr(self, name)
+            require(type(value) is int and value >= least, name, value, f"a whole number of at least {least}")
         if self.reward_images is not None:
             require(self.reward_images >= 1, "reward_images", self.reward_images, "at least 1, or null for all")
         require(self.reward in ("top1", "kl"), "reward", self.reward, "top1 or kl")
-        require(self.finalists >= 1, "finalists", self.finalists, "at least 1")
-        require(self.max_steps >= 1, "max_steps", self.max_steps, "at least 1")
         require(0 <= self.min_keep <= 1, "min_keep", self.min_keep, "a fraction in [0, 1]")
-        require(self.divisor >= 1, "divisor", self.divisor, "at least 1")
         require(self.start in ("closed_form", "paper"), "start", self.start, "closed_form or paper")
         self.refit.check()
         self.finish.check()

@@ -9,8 +9,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from gnnrl_lightning.config import build
-from gnnrl_lightning.searching.environment import PruningEnv
+from gnnrl_lightning.app.config import build
+from gnnrl_lightning.problem.environment import PruningEnv
 from gnnrl_lightning.searching.module import SearchModule
 from gnnrl_lightning.searching.progress import SearchState
 from gnnrl_lightning.topology import Topology
@@ -56,7 +56,7 @@ def bandit(
 
 
 def run_search(module: SearchModule, folder: Path, iterations: int | None = None, **options: Any) -> SearchModule:
-    """Searches in a real trainer, as `gnnrl_lightning.run` does; goes on where the folder's checkpoint stands."""
+    """Searches in a real trainer, as the application does; goes on where the folder's checkpoint stands."""
     state = SearchState(folder)
     trainer = L.Trainer(
         accelerator="cpu",

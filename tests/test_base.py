@@ -7,12 +7,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from gnnrl_lightning import base
-from gnnrl_lightning.base import save_weights, train_base
 from gnnrl_lightning.data import IMAGENET, DigitsDataModule
 from gnnrl_lightning.models.factory import ModelSpec
 from gnnrl_lightning.models.weights import load_weights, read_weights
 from gnnrl_lightning.settings import FitConfig
+from gnnrl_lightning.training import base
+from gnnrl_lightning.training.base import save_weights, train_base
 
 DATA = dict(name="digits", num_classes=10, size=32, test_images=360, reward_images=300, batch_size=128,
             eval_batch_size=500, epochs=12)  # fmt: skip

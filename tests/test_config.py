@@ -9,7 +9,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gnnrl_lightning.config import SearchConfig, TrainConfig, register, typed
+from gnnrl_lightning.app.config import SearchConfig, TrainConfig, register, typed
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 OPTIONS = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
@@ -59,7 +59,10 @@ def test_every_setting_has_its_line(name: str) -> None:
     """A field of the schema without a word on what it is for is a field that nobody can set."""
     schema = {"search": SearchConfig, "train": TrainConfig}[name]
     package = CONF.parent / "gnnrl_lightning"
-    source = [*(package / "config.py").read_text().splitlines(), *(package / "settings.py").read_text().splitlines()]
+    source = [
+        *(package / "app" / "config.py").read_text().splitlines(),
+        *(package / "settings.py").read_text().splitlines(),
+    ]
     for field in schema.__dataclass_fields__:
         places = [index for index, line in enumerate(source) if line.startswith(f"    {field}: ")]
         assert places and all(source[place + 1].strip().startswith('"""') for place in places), field

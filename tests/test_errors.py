@@ -10,9 +10,9 @@ from hydra.types import RunMode
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from gnnrl_lightning import launch as module
+from gnnrl_lightning.app import launch as module
+from gnnrl_lightning.app.launch import job, launch
 from gnnrl_lightning.core.checks import UserError
-from gnnrl_lightning.launch import job, launch
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from gnnrl_lightning import export as module
-from gnnrl_lightning.export import FORMATS, check_formats, check_saved, export
+from gnnrl_lightning.app import export as module
+from gnnrl_lightning.app.export import FORMATS, check_formats, check_saved, export
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
 from gnnrl_lightning.pruning.apply import apply_plan, save_pruned, uniform_plan
 from gnnrl_lightning.topology import trace

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from gnnrl_lightning.finetune import SupervisedModule
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
-from gnnrl_lightning.progress import FitProgress
 from gnnrl_lightning.settings import FitConfig
+from gnnrl_lightning.training.progress import FitProgress
+from gnnrl_lightning.training.supervised import SupervisedModule
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_accuracy_is_over_all_images(loader: DataLoader) -> None:
 def test_the_bar_counts_all_steps_and_keeps_the_best(loader: DataLoader, caplog: pytest.LogCaptureFixture) -> None:
     bar = FitProgress()
     module = SupervisedModule(resnet_cifar(8, 3), 3, "finetune", FitConfig(epochs=1, max_steps=9, lr=0.05))
-    with caplog.at_level("DEBUG", "gnnrl_lightning.progress"):
+    with caplog.at_level("DEBUG", "gnnrl_lightning.training.progress"):
         fitted(module, loader, bar, max_epochs=100)
     assert bar._bar is not None and bar._bar.finished
     task = bar._bar.tasks[0]

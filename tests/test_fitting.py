@@ -3,6 +3,8 @@
 import copy
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,9 @@ from torch import Tensor, nn
 
 from gnnrl_lightning.data import IMAGENET, DigitsDataModule
 from gnnrl_lightning.evaluation.reward import correct
-from gnnrl_lightning.finetune import Curve
-from gnnrl_lightning.fitting import fit
 from gnnrl_lightning.settings import FitConfig
+from gnnrl_lightning.training.fitting import agreed, fit
+from gnnrl_lightning.training.supervised import Curve
 
 SMALL = dict(name="digits", num_classes=10, size=8, test_images=800, reward_images=600, batch_size=64,
              eval_batch_size=500, epochs=12)  # fmt: skip
@@ -38,7 +40,7 @@ def tiny_network() -> nn.Module:
 def fit_digits(folder: Path, network: nn.Module, stage: str = "finetune", validated: int = 1, **settings: Any) -> Curve:
     """What a run does to a network, or what a second one does after the first was killed in the same folder."""
     trainer = {"accelerator": "cpu", "devices": 1, "check_val_every_n_epoch": validated}
-    bar = {"_target_": "gnnrl_lightning.progress.FitProgress"}
+    bar = {"_target_": "gnnrl_lightning.training.progress.FitProgress"}
     config = {"seed": 0, "data": SMALL, "trainer": trainer, "callbacks": {"bar": bar}, "paths": {"run": str(folder)}}
     fitting = FitConfig(**{"lr": 0.02, "mixup": 0.2} | settings)
     return fit(network, digits(), fitting, stage, OmegaConf.create(config), [], folder / "last.ckpt")
@@ -101,7 +103,7 @@ def test_a_fine_tuning_that_does_harm_leaves_the_network_as_it_was(
     network = tiny_network()
     fit_digits(tmp_path / "first", network, epochs=8)
     before = copy.deepcopy(network.state_dict())
-    with caplog.at_level("DEBUG", "gnnrl_lightning.progress"):
+    with caplog.at_level("DEBUG", "gnnrl_lightning.training.progress"):
         caplog.clear()
         curve = fit_digits(tmp_path / "second", network, epochs=100, max_steps=2, lr=20.0)
     first, *later = [point["top1"] for point in curve]
@@ -140,3 +142,12 @@ def test_a_resumed_training_has_the_whole_curve(tmp_path: Path, settings: dict[s
     again = tiny_network()
     assert fit_digits(tmp_path / "killed", again, **settings) == curve
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+def test_ranks_that_differ_go_on_with_one_winner(tmp_path: Path) -> None:
+    script = Path(__file__).parent / "agreed_on_two_ranks.py"
+    subprocess.run([sys.executable, str(script), str(tmp_path)], check=True, timeout=300)
+    for rank in range(2):
+        widths, reward = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
+        assert widths.tolist() == [0, 7] and reward == 0
+    assert agreed("alone") == "alone"

@@ -4,7 +4,7 @@ import torch
 
 import gnnrl_lightning as gl
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
-from gnnrl_lightning.problem import make_prunable, prune_again
+from gnnrl_lightning.problem.problem import make_prunable, prune_again
 from gnnrl_lightning.pruning.apply import make_plan
 from gnnrl_lightning.settings import SearchSettings
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize
 
-from gnnrl_lightning.config import register
-from gnnrl_lightning.run_train import train
+from gnnrl_lightning.app.config import register
+from gnnrl_lightning.app.train import train
 
 DIGITS = {"_target_": "gnnrl_lightning.data.DigitsDataModule", "name": "digits", "num_classes": 10}
 

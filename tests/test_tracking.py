@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 from wandb_file import OfflineRun, read
 
-from gnnrl_lightning.config import SearchConfig, register, typed
-from gnnrl_lightning.tracking import open_loggers
+from gnnrl_lightning.app.config import SearchConfig, register, typed
+from gnnrl_lightning.app.tracking import open_loggers
 
 STOPPING = """
 import os, signal, sys
@@ -22,7 +22,7 @@ import os, signal, sys
 sys.path.insert(0, sys.argv.pop(1))
 
 import commands
-from gnnrl_lightning.searching.environment import PruningEnv
+from gnnrl_lightning.problem.environment import PruningEnv
 
 
 def fail():

@@ -13,9 +13,9 @@ from omegaconf import DictConfig
 from PIL import Image
 from safetensors.torch import save_file
 
-from gnnrl_lightning.config import SearchConfig, TrainConfig, register, typed
+from gnnrl_lightning.app.config import SearchConfig, TrainConfig, register, typed
+from gnnrl_lightning.app.unlabelled import check_search, check_training
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
-from gnnrl_lightning.unlabelled import check_search, check_training
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 

@@ -73,7 +73,7 @@ def taken(inputs: Inputs, which: slice | Tensor) -> Inputs:
 
 def description(inputs: Inputs) -> Any:
     """The structure with shapes and types in place of tensors, for JSON; of one tensor of float32 only its shape."""
-    if isinstance(inputs, Tensor) and inputs.dtype == torch.float32:
+    if isinstance(inputs, Tensor) and inputs.dtype == torch.float32 and inputs.dim():
         return list(inputs.shape)
     if isinstance(inputs, Tensor):
         return {"dtype": str(inputs.dtype).removeprefix("torch."), "shape": list(inputs.shape)}

@@ -1,5 +1,6 @@
 """From widths to a reward: importance, surgery, recovery, accuracy on the reward split."""
 
+import copy
 from functools import cached_property
 from typing import Protocol
 
@@ -11,10 +12,10 @@ from gnnrl_lightning.core.inputs import Inputs, changed
 from gnnrl_lightning.core.layout import to_fastest_layout
 from gnnrl_lightning.core.samples import Samples
 from gnnrl_lightning.evaluation.reward import Score, correct, divergence, number_of, said_of
-from gnnrl_lightning.pruning.importance.ranking import Importance
+from gnnrl_lightning.importance.ranking import Importance
+from gnnrl_lightning.problem.task import Task
 from gnnrl_lightning.pruning.verify import Removal
 from gnnrl_lightning.reconstruction.allocation import closed_form_plans
-from gnnrl_lightning.task import Task
 
 
 class Recovery(Protocol):
@@ -168,7 +169,7 @@ class Evaluator:
     def _judge(self, network: nn.Module, count: int) -> float:
         if self.score is not None:
             with torch.no_grad():
-                return number_of(self.score(network.eval()))
+                return number_of(self.score(copy.deepcopy(network).eval()))  # whatever it does to a network
         images, labels = self._reward
         with torch.autocast(self.device.type, torch.bfloat16, self.bfloat16, cache_enabled=False):
             if self._said is not None:

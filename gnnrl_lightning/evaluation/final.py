@@ -97,13 +97,14 @@ class Finished:
 
     Attributes:
         network: In eval mode; the very network that was given where it was not.
-        divergence: From the unpruned network's scores on the whole reward split, in nats, before and after.
+        divergence: From the unpruned network's scores on the whole reward split, in nats, before and after; None where
+            rewards are scores of the user's own.
         error: Of the activations, relative to their variance, in the first and in the last steps.
         scores: Before and after, where rewards are scores of the user's own; else None.
     """
 
     network: nn.Module
-    divergence: tuple[float, float]
+    divergence: tuple[float, float] | None
     error: tuple[float, float]
     scores: tuple[float, float] | None = None
 
@@ -112,6 +113,7 @@ class Finished:
         """Whether the network came nearer to the unpruned one on images that it did not learn from, or scores more."""
         if self.scores is not None:
             return self.scores[1] > self.scores[0]
+        assert self.divergence is not None
         return self.divergence[1] < self.divergence[0]
 
 
@@ -136,12 +138,12 @@ def finished(
         _copy_tensors(network, student)
         with torch.no_grad():
             pairs = zip(*(tensors_in(call(each.eval(), evaluator.example)) for each in (student, network)), strict=True)
-            error = max(relative_error(mine, other) for mine, other in pairs)
+            differs = max(relative_error(mine, other) for mine, other in pairs)
     except Exception as failure:  # where surgery was right nobody has tried the graph before
         log.info("nothing is finished: %s does not run as a graph (%s)", type(network).__name__, failure)
         return None
-    if error > _SAME:
-        log.info("nothing is finished: as a graph %s differs by %.1e", type(network).__name__, error)
+    if differs > _SAME:
+        log.info("nothing is finished: as a graph %s differs by %.1e", type(network).__name__, differs)
         return None
     if not any(parameter.requires_grad for parameter in student.parameters()):
         log.info("nothing is finished: all parameters are frozen")
@@ -158,22 +160,25 @@ def finished(
     )
     result = copy.deepcopy(network)
     _copy_tensors(student, result)
-    said = evaluator.said_by(model)
-    before, after = (divergence(said, evaluator.said_by(each)) for each in (network, result))
     if not math.isfinite(losses[-1]):
         log.warning("finish diverged with finish.lr=%g; lower it, e.g. finish.lr=%g", settings.lr, settings.lr / 10)
         losses.pop()
         if not losses:
             return None
     last = losses[-_LAST:]
-    scores = None
+    error = losses[0], sum(last) / len(last)
+    result.eval()
     if evaluator.score is not None:
-        scores = evaluator.reward_of(network), evaluator.reward_of(result)
-    found = Finished(result.eval(), (before, after), (losses[0], sum(last) / len(last)), scores)
+        found = Finished(result, None, error, (evaluator.reward_of(network), evaluator.reward_of(result)))
+    else:
+        said = evaluator.said_by(model)
+        before, after = (divergence(said, evaluator.said_by(each)) for each in (network, result))
+        found = Finished(result, (before, after), error)
     log.info(
-        "finished: error of the activations %.3f to %.3f; divergence from the unpruned network %.4f to %.4f%s",
-        *found.error,
-        *found.divergence,
+        "finished: error of the activations %.3f to %.3f; %s %.4f to %.4f%s",
+        *error,
+        "divergence from the unpruned network" if found.divergence else "score",
+        *(found.divergence or found.scores or ()),
         "" if found.taken else ": not taken",
     )
     return found if found.taken else replace(found, network=network)

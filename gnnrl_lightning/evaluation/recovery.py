@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from gnnrl_lightning.core.checks import UserError, require_number, require_whole
 from gnnrl_lightning.core.inputs import call
 from gnnrl_lightning.core.samples import Samples
-from gnnrl_lightning.sgd import modes_of, restore, sgd_steps, steps_per_epoch
+from gnnrl_lightning.core.sgd import modes_of, restore, sgd_steps, steps_per_epoch
 
 _CALIBRATION = 2048  # images that do to re-estimate BatchNorm statistics before a training
 
@@ -40,7 +40,7 @@ def recalibrate(model: nn.Module, images: Samples, batch_size: int) -> None:
         layer.reset_running_stats()
         layer.momentum = None  # torch's way to say: the cumulative mean
         layer.train()
-    with torch.inference_mode():
+    with torch.no_grad():
         for start in starts:
             call(model, images[start : start + batch_size])
     for layer, momentum in zip(layers, momenta, strict=True):

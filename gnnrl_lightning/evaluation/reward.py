@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ _POSITIONS = 64
 _WORST = 1000.0
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: what a forward caches would be of no use for training
 def correct(model: nn.Module, images: Samples, labels: Tensor, batch_size: int) -> int:
     """Number of images whose highest score is their label, among the first that the labels, [N], are for.
 
@@ -41,7 +42,7 @@ def correct(model: nn.Module, images: Samples, labels: Tensor, batch_size: int) 
     return hits
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def said_of(model: nn.Module, images: Samples, count: int, batch_size: int) -> list[Tensor]:
     """What a network says of the first `count` images: log-softmax along dimension 1 of every output that has one.
 
@@ -62,8 +63,18 @@ def _log_softmax(outputs: object) -> list[Tensor]:
                 output = output.flatten(2)
                 places = torch.linspace(0, output.shape[2] - 1, min(_POSITIONS, output.shape[2])).long()
                 output = output[:, :, places.to(output.device)]
-            found.append(output.float().log_softmax(1))
+            found.append(_of_two(output.float()).log_softmax(1))
+    if not found:
+        raise UserError(
+            "the network has no output of floating point numbers [N, classes, …] to take a divergence of; give "
+            "score=<function of a network>."
+        )
     return found
+
+
+def _of_two(scores: Tensor) -> Tensor:
+    """One score alone is that of the one of two classes: its sigmoid is the softmax of both."""
+    return torch.cat([scores, torch.zeros_like(scores)], 1) if scores.shape[1] == 1 else scores
 
 
 def divergence(said: list[Tensor], network: list[Tensor]) -> float:
@@ -84,7 +95,7 @@ def number_of(score: object) -> float:
     """
     if isinstance(score, Tensor) and score.numel() == 1:
         score = score.item()
-    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-        what = f"a {type(score).__name__}" if not isinstance(score, int | float) else str(score)
+    if isinstance(score, bool) or not isinstance(score, Real) or not math.isfinite(score):
+        what = str(score) if isinstance(score, Real) else f"a {type(score).__name__}"
         raise UserError(f"score gave {what}; it must give one finite number for a network, higher is better.")
     return float(score)

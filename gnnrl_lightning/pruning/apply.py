@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from gnnrl_lightning.core.checks import UserError, require_fraction
 from gnnrl_lightning.core.files import write_bytes
 from gnnrl_lightning.core.inputs import changed, described, description
-from gnnrl_lightning.pruning.importance.magnitude import magnitude
-from gnnrl_lightning.pruning.importance.ranking import most_important
+from gnnrl_lightning.pruning.channels import magnitude, most_important
 from gnnrl_lightning.pruning.plan import GroupPlan, PruningPlan
 from gnnrl_lightning.pruning.rewrite import is_rewritten, rewrite
 from gnnrl_lightning.pruning.surgery import prune

@@ -16,8 +16,8 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, fx
 
+from gnnrl_lightning.core.sgd import modes_of, restore
 from gnnrl_lightning.pruning.rewrite import ORIGIN
-from gnnrl_lightning.sgd import modes_of, restore
 from gnnrl_lightning.topology import Topology
 from gnnrl_lightning.topology.labels import varies
 
@@ -60,7 +60,7 @@ def targets(topology: Topology, mask: Tensor) -> list[Target]:
     found = []
     for node in dict.fromkeys([*read, *output.all_input_nodes]):  # several may read one
         vector = labels.outputs[node.name]
-        if node.op == "call_function" and isinstance(vector, Tensor):
+        if node.op == "call_function" and isinstance(vector, Tensor) and vector.dim():
             wide = [dimension for dimension in range(vector.dim()) if varies(vector, dimension)]
             kept = tuple((d, topology.positions(vector, d, mask).nonzero().flatten()) for d in wide)
             found.append(Target(node.name, wide[0] if wide else 1, kept))
@@ -127,6 +127,12 @@ class _Recorder(fx.Interpreter):
         self.names = names
         self.seen: dict[str, Any] = {}
 
+    def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Arguments that `forward` takes with a star come as one value."""
+        if str(target).startswith("*"):
+            return next(self.args_iter)
+        return super().placeholder(target, args, kwargs)
+
     def run_node(self, n: fx.Node) -> Any:
         """Also keeps the result, under the name that the operation has in the trace."""
         value = super().run_node(n)
@@ -151,7 +157,7 @@ def _loss(
 
 
 def _per_channel(x: Tensor, dimension: int) -> Tensor:
-    return x.movedim(dimension, 0).flatten(1)
+    return x.unsqueeze(0) if x.dim() == 1 else x.movedim(dimension, 0).flatten(1)
 
 
 def _share(step: int, steps: int) -> float:

@@ -148,7 +148,7 @@ class _Taking:
             run(tensors, self.topology, images, read)
             return
         with torch.enable_grad():
-            images = changed(images, lambda x: x.requires_grad_(x.is_floating_point()))
+            images = changed(images, lambda x: x.detach().requires_grad_(x.is_floating_point()))
             outputs = run(tensors, self.topology, images, read)
             generator = torch.Generator().manual_seed(index)
             total = sum((_projected(y, generator) for y in outputs if _scores(y)), torch.zeros((), device=self.device))

@@ -8,9 +8,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gnnrl_lightning.core.files import write_text
+from gnnrl_lightning.core.numbers import fixed, millions, percent
+from gnnrl_lightning.evaluation.protocol import Protocol
 from gnnrl_lightning.pruning.plan import PruningPlan
-from gnnrl_lightning.report.numbers import fixed, millions, percent
-from gnnrl_lightning.report.protocol import Protocol
 
 _LOADING = {
     "torch_export": (

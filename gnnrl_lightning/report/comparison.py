@@ -22,11 +22,11 @@ from rich.table import Table
 
 from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.core.files import write_text
+from gnnrl_lightning.core.numbers import MINUS, NO_BREAK, fixed
+from gnnrl_lightning.evaluation.protocol import Protocol
 from gnnrl_lightning.report.comparison_figure import save_comparison_figure
 from gnnrl_lightning.report.comparison_methods import by_task, seeds, unlike
 from gnnrl_lightning.report.comparison_runs import Run, Task, evaluations_until, read_runs
-from gnnrl_lightning.report.numbers import MINUS, NO_BREAK, fixed
-from gnnrl_lightning.report.protocol import Protocol
 
 
 @dataclass(frozen=True)

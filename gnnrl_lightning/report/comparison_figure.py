@@ -14,8 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from gnnrl_lightning.report.numbers import NO_BREAK, fixed
-from gnnrl_lightning.report.protocol import Protocol
+from gnnrl_lightning.core.numbers import NO_BREAK, fixed
+from gnnrl_lightning.evaluation.protocol import Protocol
 from gnnrl_lightning.report.style import GREY, METHODS, ORANGE, STYLE, SavedFigure, write_figure
 
 Curves = dict[str, list[np.ndarray]]

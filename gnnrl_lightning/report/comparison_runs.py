@@ -10,7 +10,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from gnnrl_lightning.core.checks import UserError
-from gnnrl_lightning.report.protocol import Protocol
+from gnnrl_lightning.evaluation.protocol import Protocol
 from gnnrl_lightning.report.tables import named_settings, sweep_jobs
 
 NEARLY = 0.99

@@ -5,7 +5,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gnnrl_lightning.report.numbers import percent
+from gnnrl_lightning.core.numbers import percent
 from gnnrl_lightning.report.record import ErrorCurve
 from gnnrl_lightning.report.style import BLUE, INK, ORANGE, VERMILLION
 

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from gnnrl_lightning.core.numbers import fixed, millions, percent
+from gnnrl_lightning.evaluation.protocol import Protocol
 from gnnrl_lightning.report.error_figure import error_figure
-from gnnrl_lightning.report.numbers import fixed, millions, percent
-from gnnrl_lightning.report.protocol import Protocol
 from gnnrl_lightning.report.record import Record
 from gnnrl_lightning.report.recovery_figure import recovery_figure
 from gnnrl_lightning.report.style import (

@@ -7,9 +7,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from gnnrl_lightning.core.files import write_text
+from gnnrl_lightning.core.numbers import MISSING, duration, faster, fixed, millions, percent, short, signed
+from gnnrl_lightning.evaluation.protocol import Protocol
 from gnnrl_lightning.report.figures import save_figures
-from gnnrl_lightning.report.numbers import MISSING, duration, faster, fixed, millions, percent, short, signed
-from gnnrl_lightning.report.protocol import Protocol
 from gnnrl_lightning.report.record import read_record
 from gnnrl_lightning.report.summary import budget_line, finish_line, levels_line, weights_line
 from gnnrl_lightning.report.tables import (

@@ -3,8 +3,8 @@
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from gnnrl_lightning.report.numbers import fixed
-from gnnrl_lightning.report.protocol import Protocol
+from gnnrl_lightning.core.numbers import fixed
+from gnnrl_lightning.evaluation.protocol import Protocol
 from gnnrl_lightning.report.record import Record
 from gnnrl_lightning.report.style import BLUE, GREEN, new_figure
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from gnnrl_lightning.report.numbers import fixed, millions, percent
-from gnnrl_lightning.report.protocol import Protocol
+from gnnrl_lightning.core.numbers import fixed, millions, percent
+from gnnrl_lightning.evaluation.protocol import Protocol
 
 _WEIGHTS = {
     "cut": "cut",

@@ -10,8 +10,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from gnnrl_lightning.report.numbers import MISSING, NO_BREAK, TIMES, faster, fixed, millions, percent, signed
-from gnnrl_lightning.report.protocol import Protocol
+from gnnrl_lightning.core.numbers import MISSING, NO_BREAK, TIMES, faster, fixed, millions, percent, signed
+from gnnrl_lightning.evaluation.protocol import Protocol
 from gnnrl_lightning.report.summary import summary
 
 SPEED_COLUMNS = (

@@ -1,29 +1,32 @@
 """A search of a problem from beginning to end, in one process and without files."""
 
 import logging
+import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import lightning as L
+import numpy as np
+import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from gnnrl_lightning.core.samples import Samples
 from gnnrl_lightning.evaluation.evaluator import Evaluator, Recovery
+from gnnrl_lightning.evaluation.protocol import Protocol
 from gnnrl_lightning.evaluation.reward import Score
-from gnnrl_lightning.problem import Problem
-from gnnrl_lightning.pruning.importance.ranking import Importance
-from gnnrl_lightning.pruning.importance.reconstruction import ReconstructionError
+from gnnrl_lightning.importance.ranking import Importance
+from gnnrl_lightning.importance.reconstruction import ReconstructionError
+from gnnrl_lightning.problem.environment import PruningEnv
+from gnnrl_lightning.problem.problem import Problem
+from gnnrl_lightning.problem.task import Task
 from gnnrl_lightning.reconstruction.reconstruction import Reconstruction
-from gnnrl_lightning.report.protocol import Protocol
 from gnnrl_lightning.searching.agents.protocol import Agent
-from gnnrl_lightning.searching.environment import PruningEnv
 from gnnrl_lightning.searching.module import SearchModule
 from gnnrl_lightning.searching.progress import SearchProgress
 from gnnrl_lightning.settings import SearchSettings
-from gnnrl_lightning.task import Task
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def explore(
     begins = settings.start == "closed_form"
     closed_form = settings.refit.enabled or begins or isinstance(importance, ReconstructionError)
     with isolate_rng(), _quiet():
-        L.seed_everything(settings.seed, verbose=False)
+        _seed(settings.seed)
         task = env.task(
             lambda: evaluator.ranking.scores,
             settings.episodes,
@@ -113,9 +116,26 @@ def explore(
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        trainer.fit(module)
+        _fit(trainer, module)
         widths, whole = evaluator.winner(module.finalists(settings.finalists), module.best["reward"])
     return Explored(evaluator, env, module, widths, whole)
+
+
+def _seed(seed: int) -> None:
+    """As Lightning's `seed_everything`, but for what that leaves in the environment."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _fit(trainer: L.Trainer, module: SearchModule) -> None:
+    """Lightning ends the process where the user stops it; here the caller is told."""
+    try:
+        trainer.fit(module)
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
 
 
 @contextmanager

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from gnnrl_lightning.resume import require_same
+from gnnrl_lightning.problem.environment import PruningEnv
 from gnnrl_lightning.searching.agents.protocol import Agent, Episodes
-from gnnrl_lightning.searching.environment import PruningEnv
+from gnnrl_lightning.training.checkpoints import require_same
 
 HISTORY = (
     "episode",

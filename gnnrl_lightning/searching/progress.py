@@ -8,10 +8,10 @@ from pathlib import Path
 import lightning as L
 
 from gnnrl_lightning.core.files import write_text
-from gnnrl_lightning.progress import Bar
-from gnnrl_lightning.report.protocol import Protocol
-from gnnrl_lightning.resume import LastCheckpoint
+from gnnrl_lightning.evaluation.protocol import Protocol
 from gnnrl_lightning.searching.module import HISTORY, SearchModule
+from gnnrl_lightning.training.checkpoints import LastCheckpoint
+from gnnrl_lightning.training.progress import Bar
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from gnnrl_lightning.config import build
+from gnnrl_lightning.app.config import build
 from gnnrl_lightning.data import IMAGENET, ImageDataModule
 
 CONFIGS = sorted((Path(__file__).parents[2] / "conf" / "data").glob("*.yaml"))

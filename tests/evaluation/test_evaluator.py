@@ -13,9 +13,9 @@ from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.measure import speeds, test_top1, weight_bytes
 from gnnrl_lightning.evaluation.recovery import BatchNormRecovery, FinetuneRecovery, NoRecovery
 from gnnrl_lightning.evaluation.reward import correct, divergence
+from gnnrl_lightning.importance.magnitude import Magnitude
+from gnnrl_lightning.importance.ranking import Ranking
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
-from gnnrl_lightning.pruning.importance.magnitude import Magnitude
-from gnnrl_lightning.pruning.importance.ranking import Ranking
 from gnnrl_lightning.pruning.surgery import prune
 from gnnrl_lightning.topology import Topology, trace
 

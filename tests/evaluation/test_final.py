@@ -15,8 +15,8 @@ from gnnrl_lightning.evaluation import final
 from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.final import Finished, final_network, finished
 from gnnrl_lightning.evaluation.recovery import BatchNormRecovery, recalibrate
+from gnnrl_lightning.importance.reconstruction import ReconstructionError
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
-from gnnrl_lightning.pruning.importance.reconstruction import ReconstructionError
 from gnnrl_lightning.pruning.program import tensors_of
 from gnnrl_lightning.pruning.rewrite import is_rewritten, rewrite
 from gnnrl_lightning.pruning.verify import provable, verified

@@ -10,13 +10,13 @@ from test_importance_fisher import Residual
 from tiny_networks import traced
 from torch import Tensor, nn
 
-from gnnrl_lightning.pruning.importance.fisher import activations
-from gnnrl_lightning.pruning.importance.gates import gate_gradients
-from gnnrl_lightning.pruning.importance.group_fisher import GroupFisher
-from gnnrl_lightning.pruning.importance.masks import zero_reads
+from gnnrl_lightning.core.sgd import sgd_steps
+from gnnrl_lightning.importance.fisher import activations
+from gnnrl_lightning.importance.gates import gate_gradients
+from gnnrl_lightning.importance.group_fisher import GroupFisher
+from gnnrl_lightning.importance.masks import zero_reads
+from gnnrl_lightning.problem.task import Task
 from gnnrl_lightning.pruning.surgery import prune
-from gnnrl_lightning.sgd import sgd_steps
-from gnnrl_lightning.task import Task
 from gnnrl_lightning.topology import trace
 
 

@@ -10,14 +10,15 @@ from tiny_networks import EXAMPLE, traced
 from torch import Tensor, nn
 
 from gnnrl_lightning.data import IMAGENET, HeldImages
+from gnnrl_lightning.importance.bn_scale import BatchNormScale
+from gnnrl_lightning.importance.fpgm import GeometricMedian
+from gnnrl_lightning.importance.magnitude import Magnitude
+from gnnrl_lightning.importance.random import RandomImportance
+from gnnrl_lightning.importance.ranking import Importance
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
+from gnnrl_lightning.problem.task import Task
 from gnnrl_lightning.pruning.apply import uniform_plan
-from gnnrl_lightning.pruning.importance.bn_scale import BatchNormScale
-from gnnrl_lightning.pruning.importance.fpgm import GeometricMedian
-from gnnrl_lightning.pruning.importance.magnitude import Magnitude, magnitude
-from gnnrl_lightning.pruning.importance.random import RandomImportance
-from gnnrl_lightning.pruning.importance.ranking import Importance, most_important
-from gnnrl_lightning.task import Task
+from gnnrl_lightning.pruning.channels import magnitude, most_important
 from gnnrl_lightning.topology import Topology, trace
 
 NONE = HeldImages(torch.zeros(0, 3, 8, 8).byte(), IMAGENET)

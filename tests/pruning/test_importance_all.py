@@ -13,14 +13,14 @@ from oracle import Pruning
 from tiny_networks import traced
 from torch import Tensor, nn
 
-from gnnrl_lightning.config import build
+from gnnrl_lightning.app.config import build
 from gnnrl_lightning.data import IMAGENET, HeldImages
+from gnnrl_lightning.importance.ranking import Ranking
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
-from gnnrl_lightning.pruning.importance.ranking import Ranking
+from gnnrl_lightning.problem.task import Task
 from gnnrl_lightning.pruning.verify import provable
 from gnnrl_lightning.reconstruction.reconstruction import Reconstruction
 from gnnrl_lightning.settings import RefitConfig
-from gnnrl_lightning.task import Task
 from gnnrl_lightning.topology import Topology, trace
 
 FOLDER = Path(__file__).parents[2] / "conf" / "importance"

@@ -5,9 +5,9 @@ from test_importance_gates import LABELS, gated_scores, losses, network
 from torch import Tensor, nn
 
 from gnnrl_lightning.data import IMAGENET, HeldImages
-from gnnrl_lightning.pruning.importance.fisher import Fisher, activations
-from gnnrl_lightning.pruning.importance.taylor import Taylor
-from gnnrl_lightning.task import Task
+from gnnrl_lightning.importance.fisher import Fisher, activations
+from gnnrl_lightning.importance.taylor import Taylor
+from gnnrl_lightning.problem.task import Task
 from gnnrl_lightning.topology import Topology, trace
 
 

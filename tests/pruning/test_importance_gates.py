@@ -11,8 +11,8 @@ from tiny_networks import CASES, images, traced
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gnnrl_lightning.importance.gates import gate_gradients
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
-from gnnrl_lightning.pruning.importance.gates import gate_gradients
 from gnnrl_lightning.topology import Topology, trace
 
 LABELS = torch.tensor([0, 3, 1])

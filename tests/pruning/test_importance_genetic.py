@@ -9,8 +9,8 @@ from test_importance_all import IMAGES, LABELS, task_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gnnrl_lightning.pruning.importance.genetic import Genetic
-from gnnrl_lightning.pruning.importance.ranking import Ranking
+from gnnrl_lightning.importance.genetic import Genetic
+from gnnrl_lightning.importance.ranking import Ranking
 from gnnrl_lightning.topology import trace
 
 

@@ -3,8 +3,8 @@ import torch
 from torch import Tensor, nn
 
 from gnnrl_lightning.data import HeldImages, Preprocessing
-from gnnrl_lightning.pruning.importance.hrank import HighRank
-from gnnrl_lightning.task import Task
+from gnnrl_lightning.importance.hrank import HighRank
+from gnnrl_lightning.problem.task import Task
 from gnnrl_lightning.topology import trace
 
 PLAIN = Preprocessing(mean=(0, 0, 0), std=(1 / 255,) * 3, crop=4, resize=4, interpolation="bilinear")

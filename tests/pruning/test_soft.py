@@ -10,9 +10,9 @@ from test_importance_all import IMAGES, LABELS, residual, task_of
 from tiny_networks import images, traced
 from torch import Tensor, nn
 
-from gnnrl_lightning.pruning.importance import soft
-from gnnrl_lightning.pruning.importance.masks import zero_filters, zero_reads
-from gnnrl_lightning.pruning.importance.soft import SoftPruning
+from gnnrl_lightning.importance import soft
+from gnnrl_lightning.importance.masks import zero_filters, zero_reads
+from gnnrl_lightning.importance.soft import SoftPruning
 from gnnrl_lightning.pruning.program import masked_output, tensors_of
 
 

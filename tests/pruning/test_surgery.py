@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from gnnrl_lightning.models.resnet_cifar import PaddedShortcut, resnet_cifar
 from gnnrl_lightning.pruning import verify
 from gnnrl_lightning.pruning.apply import apply_plan, make_plan, uniform_plan
-from gnnrl_lightning.pruning.importance.magnitude import magnitude
+from gnnrl_lightning.pruning.channels import magnitude
 from gnnrl_lightning.pruning.surgery import prune
 from gnnrl_lightning.pruning.verify import provable, relative_error, verified
 from gnnrl_lightning.topology import Topology, trace
@@ -319,7 +319,7 @@ def test_a_plan_of_another_network_is_refused(resnet8: nn.Module, topology8: Top
 
 @pytest.mark.parametrize("keep", [0.0, -1.0, 1.5])
 def test_keep_is_a_fraction(keep: float, resnet8: nn.Module, topology8: Topology) -> None:
-    with pytest.raises(ValueError, match=r"must be in \(0, 1\]"):
+    with pytest.raises(ValueError, match=r"is not possible; it must be a fraction in \(0, 1\]"):
         uniform_plan(topology8, resnet8, keep)
 
 

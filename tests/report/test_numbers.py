@@ -1,6 +1,6 @@
 import pytest
 
-from gnnrl_lightning.report.numbers import duration, faster, fixed, millions, percent, short, signed
+from gnnrl_lightning.core.numbers import duration, faster, fixed, millions, percent, short, signed
 
 
 @pytest.mark.parametrize(

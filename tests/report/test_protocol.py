@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from gnnrl_lightning.evaluation.protocol import Protocol
 from gnnrl_lightning.report.comparison import compare
 from gnnrl_lightning.report.comparison_figure import limits
 from gnnrl_lightning.report.comparison_methods import by_task
 from gnnrl_lightning.report.comparison_runs import evaluations_until, read_runs
 from gnnrl_lightning.report.figures import cost_figure, lowest_shown, reward_figure
 from gnnrl_lightning.report.page import write_report
-from gnnrl_lightning.report.protocol import Protocol
 from gnnrl_lightning.report.record import read_record
 from gnnrl_lightning.report.recovery_figure import recovery_figure
 from gnnrl_lightning.report.tables import stage_table, sweep_rows, sweep_table, top1_table

@@ -8,8 +8,8 @@ import torch
 from searching import agent_of, run_search
 from torch import Tensor, nn
 
+from gnnrl_lightning.problem.environment import PruningEnv
 from gnnrl_lightning.searching.agents.protocol import Episodes
-from gnnrl_lightning.searching.environment import PruningEnv
 from gnnrl_lightning.searching.module import SearchModule
 from gnnrl_lightning.topology import Topology, trace
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gnnrl_lightning.cost.params import Params
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
-from gnnrl_lightning.searching.environment import BELOW_ONE, PruningEnv
+from gnnrl_lightning.problem.environment import BELOW_ONE, PruningEnv
 from gnnrl_lightning.topology import Topology, trace
 
 MAX_STEPS = 3

@@ -6,9 +6,9 @@ import torch
 from searching import bandit, run_search
 from torch import Tensor, nn
 
+from gnnrl_lightning.problem.task import Cost, Task
 from gnnrl_lightning.searching.agents.global_ranking import GlobalAgent
 from gnnrl_lightning.searching.module import SearchModule
-from gnnrl_lightning.task import Cost, Task
 from gnnrl_lightning.topology import Topology, trace
 
 NEVER = torch.Generator()

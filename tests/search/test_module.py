@@ -7,9 +7,9 @@ import torch
 from searching import agent_of, bandit, in_iterations_of, run_search, without_time
 from torch import Tensor
 
-from gnnrl_lightning.resume import read_checkpoint
 from gnnrl_lightning.searching.module import HISTORY, SearchModule
 from gnnrl_lightning.topology import Topology
+from gnnrl_lightning.training.checkpoints import read_checkpoint
 
 SETTINGS = {"budget": 0.5, "model": {"name": "resnet20"}, "seed": 3}
 

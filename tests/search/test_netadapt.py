@@ -5,11 +5,11 @@ import torch
 from searching import agent_of, bandit, run_search, without_time
 from torch import Tensor, nn
 
+from gnnrl_lightning.problem.environment import PruningEnv
+from gnnrl_lightning.problem.task import Task
 from gnnrl_lightning.searching.agents.netadapt import NetAdaptAgent
 from gnnrl_lightning.searching.agents.protocol import Episodes
-from gnnrl_lightning.searching.environment import PruningEnv
 from gnnrl_lightning.searching.module import SearchModule
-from gnnrl_lightning.task import Task
 from gnnrl_lightning.topology import Topology, trace
 
 NEVER = torch.Generator()

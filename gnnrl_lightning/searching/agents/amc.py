@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from gnnrl_lightning.core.checks import require_whole, require_within
+from gnnrl_lightning.problem.task import Task
 from gnnrl_lightning.searching.agents.protocol import Descend, Episodes
 from gnnrl_lightning.searching.agents.start import DrawsNear
 from gnnrl_lightning.searching.ddpg import DDPG, Heads, Replay, Transitions
-from gnnrl_lightning.task import Task
 from gnnrl_lightning.topology.layer_features import layer_features
 
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from gnnrl_lightning.core.checks import UserError
+from gnnrl_lightning.problem.task import Task
 from gnnrl_lightning.searching.agents.protocol import Descend, Episodes
-from gnnrl_lightning.task import Task
 
 
 class ClosedFormAgent(nn.Module):

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from gnnrl_lightning.core.checks import require_number, require_whole
+from gnnrl_lightning.problem.task import Task
 from gnnrl_lightning.searching.agents.protocol import Descend, Episodes
 from gnnrl_lightning.searching.agents.start import DrawsNear
-from gnnrl_lightning.task import Task
 
 _REDRAWS = 10
 

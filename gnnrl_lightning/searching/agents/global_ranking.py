@@ -6,8 +6,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from gnnrl_lightning.problem.task import Task
 from gnnrl_lightning.searching.agents.protocol import Descend, Episodes
-from gnnrl_lightning.task import Task
 
 
 class GlobalAgent(nn.Module):

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from gnnrl_lightning.core.checks import UserError, require_number, require_whole, require_within
 from gnnrl_lightning.nn.actor_critic import ActorCritic
 from gnnrl_lightning.nn.encoder import GraphEncoder
-from gnnrl_lightning.resume import read_checkpoint
+from gnnrl_lightning.problem.task import Task
 from gnnrl_lightning.searching.agents.protocol import Descend, Episodes
 from gnnrl_lightning.searching.agents.start import SPREAD, as_logits
 from gnnrl_lightning.searching.ppo import clipped_objective, generalized_advantage, standardize
-from gnnrl_lightning.task import Task
 from gnnrl_lightning.topology.hierarchy import hierarchical_graph
+from gnnrl_lightning.training.checkpoints import read_checkpoint
 
 
 class GNNRLAgent(nn.Module):

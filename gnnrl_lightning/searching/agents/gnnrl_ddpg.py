@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from gnnrl_lightning.core.checks import UserError, require_whole
 from gnnrl_lightning.nn.encoder import GraphEncoder
+from gnnrl_lightning.problem.task import Task
 from gnnrl_lightning.searching.agents.protocol import Descend, Episodes
 from gnnrl_lightning.searching.agents.start import DrawsNear
 from gnnrl_lightning.searching.ddpg import DDPG, Heads, Replay, Transitions
-from gnnrl_lightning.task import Task
 from gnnrl_lightning.topology.hierarchy import hierarchical_graph
 
 

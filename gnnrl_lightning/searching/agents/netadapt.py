@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from gnnrl_lightning.core.checks import require_number
+from gnnrl_lightning.problem.task import Task
 from gnnrl_lightning.searching.agents.protocol import Descend, Episodes
-from gnnrl_lightning.task import Task
 
 log = logging.getLogger(__name__)
 

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from gnnrl_lightning.core.checks import UserError, require_whole
+from gnnrl_lightning.problem.task import Task
 from gnnrl_lightning.searching.agents.protocol import Descend, Episodes
 from gnnrl_lightning.searching.agents.start import DrawsNear
-from gnnrl_lightning.task import Task
 
 
 class RandomAgent(DrawsNear):

@@ -1,0 +1,108 @@
+"""From the winner of a search to the network that it hands on, tested at every stage."""
+
+import time
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor, nn
+
+from gnnrl_lightning.app.asked import Asked
+from gnnrl_lightning.app.prepared import Prepared
+from gnnrl_lightning.app.results import choice, opening
+from gnnrl_lightning.evaluation.evaluator import Evaluator
+from gnnrl_lightning.evaluation.final import Delivered, deliver
+from gnnrl_lightning.evaluation.measure import test_top1
+from gnnrl_lightning.pruning.apply import make_plan, placed, planned_widths, save_pruned
+from gnnrl_lightning.pruning.plan import PruningPlan
+from gnnrl_lightning.training.fitting import fit
+from gnnrl_lightning.training.supervised import Curve
+
+
+@dataclass
+class Outcome:
+    """What a search has come to.
+
+    Attributes:
+        plan: Which channels of the original stay.
+        widths: How many of the groups that this search pruned, [G].
+        delivered: The winner without its channels, and finished.
+        network: The network that is handed on.
+        opened: The widths of the closed-form plan that the search opened with, [G]; None where it did not.
+        networks: The original, that of the closed-form plan where the search has added to it, and `network`.
+        sizes: Widths of these among all groups of the original, [G].
+        top1: Accuracy in % of every stage on the test split.
+        curve: Accuracy in the course of the fine-tuning.
+    """
+
+    plan: PruningPlan
+    widths: Tensor
+    delivered: Delivered
+    network: nn.Module
+    opened: Tensor | None
+    networks: dict[str, nn.Module]
+    sizes: dict[str, Tensor]
+    top1: dict[str, float]
+    curve: Curve = field(default_factory=list)
+
+
+def hand_on(
+    asked: Asked,
+    prepared: Prepared,
+    evaluator: Evaluator,
+    widths: Tensor,
+    logger: list[Logger],
+    clock: dict[str, float],
+) -> Outcome:
+    """Builds, finishes, fine-tunes, tests and saves the winner.
+
+    Args:
+        asked: What was asked.
+        prepared: The search.
+        evaluator: What gave its rewards.
+        widths: The winner's, [G].
+        logger: Where metrics go.
+        clock: Gets the time when fine-tuning begins.
+    """
+    cfg, data, problem, original = asked.cfg, asked.data, asked.problem, asked.original
+    unpruned, kept = problem.prunable.unpruned, evaluator.kept(widths)
+    plan = make_plan(problem.topology, kept)
+    about = {"budget": cfg.budget, "cost": problem.cost.name, "seed": cfg.seed, "agent": choice("agent")}
+    plan = replace(asked.earlier.then(plan) if asked.earlier else plan, **asked.told(**about))
+    tunes = bool(cfg.finetune.epochs and cfg.finetune.max_steps)
+    shown = partial(data.training_images, cfg.finish.batch_size, asked.device, evaluator.layout)
+    delivered = deliver(evaluator, kept, cfg, shown, learns_on=tunes)
+    opened = opening(prepared.env, evaluator.plans) if prepared.task.plans else None
+    outcome = Outcome(plan, widths, delivered, delivered.final.network, opened, {}, {}, {})
+
+    test = partial(_test, outcome, asked)
+    test("original", original, unpruned.full_widths())
+    if opened is not None and not torch.equal(opened, widths):  # what the search has added to it
+        names = [group.name for group in problem.topology.groups]
+        test("closed-form", evaluator.network(opened), placed(names, opened, unpruned))
+    test("pruned", outcome.network, planned_widths(unpruned, plan))
+    write = rank_zero_only(save_pruned)
+    write(asked.folder, outcome.network, plan)
+    if delivered.finished:
+        outcome.network = delivered.network
+        test("finished", outcome.network)
+        write(asked.folder, outcome.network, plan)
+    clock["finetune"] = time.perf_counter()
+    if tunes:
+        checkpoint = asked.folder / "checkpoints" / "finetune.ckpt"
+        teacher = original if cfg.finetune.distill else None
+        network = outcome.network
+        outcome.curve = fit(network, data, cfg.finetune, "finetune", asked.config, logger, checkpoint, teacher)
+        checkpoint.unlink(missing_ok=True)  # another winner of this search must not go on from it
+        test("fine-tuned", network)
+        write(asked.folder, network, plan)
+    outcome.networks["pruned"] = outcome.network
+    return outcome
+
+
+def _test(outcome: Outcome, asked: Asked, name: str, network: nn.Module, widths: Tensor | None = None) -> None:
+    outcome.top1[name] = test_top1(network, asked.data.test_dataloader(), asked.device, name)
+    if widths is not None:
+        outcome.networks[name], outcome.sizes[name] = network, widths

@@ -1,0 +1,103 @@
+"""The story of search.py: from a trained network to a smaller one, measured and reported."""
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import cast
+
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from gnnrl_lightning.app.agent import begin, check_stage, has_ended, run_agent
+from gnnrl_lightning.app.asked import ask
+from gnnrl_lightning.app.config import SearchConfig, typed
+from gnnrl_lightning.app.measured import results_of
+from gnnrl_lightning.app.outcome import hand_on
+from gnnrl_lightning.app.prepared import prepare
+from gnnrl_lightning.app.results import curves
+from gnnrl_lightning.app.tracking import log_input, log_metrics, log_run, open_loggers
+from gnnrl_lightning.core.checks import UserError
+from gnnrl_lightning.core.files import write_json
+from gnnrl_lightning.models.factory import ModelSpec
+from gnnrl_lightning.report.page import write_report
+from gnnrl_lightning.report.tables import stage_table
+from gnnrl_lightning.training.base import train_base
+from gnnrl_lightning.training.fitting import agreed, join_ranks
+
+log = logging.getLogger(__name__)
+
+
+def search(config: DictConfig) -> float:
+    """Searches for a smaller network, builds it, measures it and writes the run's folder; in `stages` if so asked.
+
+    All stages but the last are runs of their own, in `stages/1` and so on, with budgets in geometric progression. One
+    that has ended is not run again.
+
+    Returns:
+        The winner's reward on the whole reward split.
+
+    Raises:
+        UserError: If the configuration is at fault; before any training where that can be known.
+    """
+    cfg: SearchConfig = typed(config, SearchConfig)
+    if cfg.stages > 1 and cfg.plan is not None:
+        raise UserError(f"stages={cfg.stages} starts from the whole network; give stages=1 with plan={cfg.plan}.")
+    for number in range(1, cfg.stages):
+        folder = Path(config.paths.run) / "stages" / str(number)
+        part = {"budget": cfg.budget ** (number / cfg.stages), "paths": {"run": str(folder)}, "export": []}
+        stage = cast(DictConfig, OmegaConf.merge(config, part))
+        if not check_stage(stage, folder):
+            log.info("stage %d of %d", number, cfg.stages)
+            _prune(stage)
+        config = cast(DictConfig, OmegaConf.merge(config, {"plan": str(folder / "plan.json")}))
+    return _prune(config)
+
+
+def _prune(config: DictConfig) -> float:
+    """One stage: a search, the network that it found, its fine-tuning and its report."""
+    cfg: SearchConfig = typed(config, SearchConfig)
+    folder = Path(config.paths.run)
+    if has_ended(config, folder):
+        log.info("%s has ended with these settings; it is not run again", folder)
+        return cast(float, json.loads((folder / "results.json").read_text())["reward"]["whole_split"])
+    asked = ask(config, cfg, folder)
+    clock = {"base": time.perf_counter()}
+    prepared = prepare(asked)
+    rank_zero_only(begin)(config, folder)
+    spec, data, original = asked.spec, asked.data, asked.original
+    with open_loggers(config, "search") as logger:
+        if asked.earlier is not None:
+            log_input(logger, Path(str(cfg.plan)).parent, f"{spec.name}-{data.name}", asked.earlier.about)
+        if cfg.weights is None:
+            program = str(asked.problem.prunable.unpruned.program)
+            train_base(original, spec, program, data, cfg.base, config, logger)
+        join_ranks(config)
+        clock["search"] = time.perf_counter()
+        evaluator = prepared.start()
+        module = run_agent(config, cfg, prepared.agent, prepared.env, folder, logger, prepared.task.plans)
+        widths, whole = agreed(evaluator.winner(module.finalists(cfg.finalists), module.best["reward"]))
+        clock["finish"] = time.perf_counter()
+        outcome = hand_on(asked, prepared, evaluator, widths, logger, clock)
+        clock["end"] = time.perf_counter()
+        tested = {f"test_top1/{name}": top1 for name, top1 in outcome.top1.items()}
+        log_metrics(logger, {"search/winner_reward": whole} | tested)
+        if module.global_rank == 0:
+            results = results_of(asked, prepared, evaluator, module, outcome, whole, clock)
+            write_json(folder / "results.json", results)
+            if evaluator.curves:
+                topology = asked.problem.topology
+                write_json(folder / "curves.json", curves(topology, evaluator.curves, evaluator.plans, widths))
+            report = write_report(folder)
+            tags = [f"{asked.problem.cost.name}-{cfg.budget:g}"]
+            log_run(logger, folder, f"{spec.name}-{data.name}", tags)
+    if module.global_rank == 0:  # behind what the loggers say when they close
+        Console().print(stage_table(results))
+        log.info("report: %s\nthe network: %s", report, loading(spec, folder))
+    return whole
+
+
+def loading(spec: ModelSpec, folder: Path) -> str:
+    """What to type for the pruned network; one of the user's own is built by the user."""
+    return f"gl.load_pruned({str(folder)!r}{', model=…' if spec.source == 'module' else ''})"

@@ -1,0 +1,133 @@
+"""What a caller gives as data, read into memory: inputs and, where there are any, targets."""
+
+import inspect
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from gnnrl_lightning.core.checks import UserError
+from gnnrl_lightning.core.inputs import Inputs, count, tensors_in
+from gnnrl_lightning.core.samples import HeldImages, HeldInputs, Samples
+
+log = logging.getLogger(__name__)
+
+_WANTED = "a DataLoader of (inputs, targets) or of inputs alone, a tensor, or a tuple (inputs, targets) of tensors"
+
+
+def held(model: nn.Module, data: Any, most: int | None, name: str = "data") -> tuple[Samples, Tensor | None]:
+    """Reads so many samples.
+
+    Args:
+        model: The network that takes them.
+        data: A DataLoader, or anything that gives batches; or all of them as one batch. A batch is `(inputs, targets)`,
+            `(inputs,)`, or inputs alone: a tensor, or a dict of keyword arguments. Of a network with several inputs
+            `inputs` is a tuple or dict of them.
+        most: How many at most; None: all.
+        name: What the caller calls them.
+
+    Returns:
+        The inputs, and the targets if they are tensors; None where there are none.
+
+    Raises:
+        UserError: If it is none of these.
+    """
+    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], HeldImages):
+        images, labels = data
+        return images.first(most), labels[:most]
+    first = data[0] if isinstance(data, tuple) and data else None
+    tensors = isinstance(first, list) and all(isinstance(each, Tensor) for each in first)
+    whole = isinstance(data, Tensor | Mapping) or isinstance(first, Tensor | Mapping | tuple) or tensors
+    if not whole and (isinstance(data, str | nn.Module) or not isinstance(data, Iterable)):
+        raise UserError(f"{name} is {_a(data)}; it must be {_WANTED}.")
+    parts: list[tuple[Inputs, Any]] = []
+    total = 0
+    for batch in [data] if whole else data:
+        parts.append(_parted(model, batch, name))
+        total += count(parts[-1][0])
+        if most is not None and total >= most:
+            break
+    if not total:
+        raise UserError(f"{name} gives no batch; it must be {_WANTED}.")
+    inputs = _joined([inputs for inputs, _ in parts], name)
+    samples, labels = HeldInputs(inputs), _targets([target for _, target in parts])
+    if labels is not None and len(labels) != len(samples):
+        log.warning("%s has %d inputs and %d targets, which are not used", name, len(samples), len(labels))
+        labels = None
+    return samples.first(most), labels if labels is None else labels[:most]
+
+
+def _targets(parts: list[Any]) -> Tensor | None:
+    """All targets as one tensor; None where they are none, or differ in shape as those of a detector do."""
+    if not all(isinstance(each, Tensor) and each.dim() and each.shape[1:] == parts[0].shape[1:] for each in parts):
+        return None
+    return torch.cat([each.detach().cpu() for each in parts])
+
+
+def _parted(model: nn.Module, batch: Any, name: str) -> tuple[Inputs, Any]:
+    inputs, target = batch, None
+    if isinstance(batch, tuple | list):
+        if len(batch) not in (1, 2):
+            raise UserError(
+                f"a batch of {name} has {len(batch)} parts; it must be (inputs, targets), or (inputs,) alone, with a "
+                f"tuple of inputs for a network that takes several."
+            )
+        inputs, target = batch[0], batch[1] if len(batch) == 2 else None
+    if isinstance(inputs, list):
+        inputs = tuple(inputs)
+    if isinstance(inputs, Mapping):
+        inputs = _arguments(model, inputs, name)
+    tensors = tensors_in(inputs)
+    if not tensors or not tensors[0].dim():
+        arrays = any(type(leaf).__module__ == "numpy" for leaf in pytree.tree_leaves(inputs))
+        hint = "; convert arrays with torch.from_numpy" if arrays else ""
+        raise UserError(f"the inputs of {name} are {_a(inputs)}; they must be tensors [N, ...]{hint}.")
+    return inputs, target
+
+
+def _arguments(model: nn.Module, inputs: Mapping[str, Any], name: str) -> Inputs:
+    """Keyword arguments, or the one dict that a network takes."""
+    parameters = inspect.signature(model.forward).parameters
+    several = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    if several or inputs.keys() <= parameters.keys():
+        return dict(inputs)
+    wanted = [key for key, each in parameters.items() if each.default is each.empty]
+    if len(wanted) == 1 and not inputs.keys() & {"label", "labels", "target", "targets"}:
+        return (dict(inputs),)
+    raise UserError(
+        f"batches of {name} are dicts with {', '.join(inputs)}, but {type(model).__name__} takes "
+        f"{', '.join(parameters)}; give batches (inputs, targets)."
+    )
+
+
+def _joined(parts: list[Inputs], name: str) -> Inputs:
+    """One batch of all."""
+    parts = [_in_order_of(parts[0], part) for part in parts]
+    flat, structures = zip(*(pytree.tree_flatten(part) for part in parts), strict=True)
+    if any(structure != structures[0] for structure in structures):
+        raise UserError(f"the batches of {name} differ in structure: one has other parts than the first.")
+
+    def join(leaves: tuple[Any, ...]) -> Any:
+        first = leaves[0]
+        if not isinstance(first, Tensor) or not first.dim() or len(first) != count(parts[0]):
+            return first.detach().cpu().clone() if isinstance(first, Tensor) else first  # shared by all
+        return torch.cat([leaf.detach().cpu() for leaf in leaves])
+
+    try:
+        return pytree.tree_unflatten([join(leaves) for leaves in zip(*flat, strict=True)], structures[0])
+    except RuntimeError as error:
+        raise UserError(f"the batches of {name} cannot be held as one: {str(error).splitlines()[0]}.") from error
+
+
+def _in_order_of(first: Inputs, part: Inputs) -> Inputs:
+    """A dict with its keys as the first batch has them."""
+    if isinstance(first, Mapping) and isinstance(part, Mapping) and first.keys() == part.keys():
+        return {key: part[key] for key in first}
+    return part
+
+
+def _a(value: Any) -> str:
+    return f"a {type(value).__module__}.{type(value).__name__}".replace("builtins.", "")

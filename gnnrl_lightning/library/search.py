@@ -1,0 +1,212 @@
+"""A search from Python: `gl.search`, without Hydra and without files."""
+
+import copy
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gnnrl_lightning.core.checks import UserError, require_fraction
+from gnnrl_lightning.core.inputs import Inputs, changed
+from gnnrl_lightning.core.samples import HeldInputs, Samples
+from gnnrl_lightning.evaluation.final import deliver
+from gnnrl_lightning.evaluation.reward import Score
+from gnnrl_lightning.library.components import by_name, component
+from gnnrl_lightning.library.feeding import held
+from gnnrl_lightning.library.found import Found
+from gnnrl_lightning.problem.problem import Problem, make_prunable
+from gnnrl_lightning.pruning.apply import make_plan
+from gnnrl_lightning.settings import FinishConfig, RefitConfig, SearchSettings
+
+log = logging.getLogger(__name__)
+
+Split = tuple[Samples, Tensor | None]
+
+_REWARD_IMAGES = 5000
+_EVAL_BATCH = 128
+
+
+def search(
+    model: nn.Module,
+    data: Any,
+    budget: float,
+    *,
+    reward_data: Any = None,
+    score: Score | None = None,
+    agent: Any = "gnnrl",
+    cost: Any = "flops",
+    importance: Any = "reconstruction",
+    recovery: Any = "bn",
+    **settings: Any,
+) -> Found:
+    """Finds a smaller network.
+
+    The same search as `search.py`, with the same defaults (`gl.SearchSettings` lists them); the network is neither
+    trained before nor fine-tuned after it. It runs where the model is.
+
+    Args:
+        model: The trained network, of any task; unchanged.
+        data: Training data: a DataLoader of (inputs, targets) or of inputs alone, or all in one tuple of tensors.
+        budget: Fraction of the cost that may stay, in (0, 1].
+        reward_data: What rewards are taken on, as `data`; None: up to half of what is read of that, which is then not
+            used for anything else.
+        score: What a network in eval mode is worth, higher is better: mIoU, mAP, PSNR …; None: its top-1 accuracy, or
+            with `reward="kl"` how near it is to the unpruned one, which needs no targets.
+        agent: What proposes widths: a name, a mapping with its `name` and settings, or a function of a `Task`.
+        cost: What the budget counts: flops, params, latency, memory, or a function of the `Topology`.
+        importance: Which channels of a group go first: a name, a mapping, or an `Importance`.
+        recovery: What a pruned network may do before its reward is taken: a name, a mapping, or a `Recovery`.
+        settings: Those of `SearchSettings`; `refit` and `finish` as mappings, or False for none.
+
+    Raises:
+        UserError: If an argument is at fault.
+    """
+    _check_model(model)
+    require_fraction("budget", budget)
+    with torch.random.fork_rng([]):  # the check of a network draws, if it has dropout; so may a loader
+        return _search(
+            *(model, data, budget, reward_data, score),
+            {"agent": agent, "importance": importance, "recovery": recovery, "cost": cost},
+            settings,
+        )
+
+
+def _search(
+    model: nn.Module,
+    data: Any,
+    budget: float,
+    reward_data: Any,
+    score: Score | None,
+    chosen: dict[str, Any],
+    settings: dict[str, Any],
+) -> Found:
+    """As `search`, of checked arguments and with chosen parts by their names."""
+    original = copy.deepcopy(_unwrapped(model)).eval()
+    device = next(original.parameters()).device
+    makers: dict[str, Callable[..., Any]] = {}
+    alongside: dict[str, Any] = {}
+    for group, choice in chosen.items():
+        if by_name(choice):
+            makers[group], more = component(group, choice, settings.get("seed", 0))
+            alongside |= more
+    asked = _settings(settings, alongside)
+    ranking = makers["importance"]() if "importance" in makers else chosen["importance"]
+    recovering = makers["recovery"]() if "recovery" in makers else chosen["recovery"]
+    for name, part in (("importance", ranking), ("recovery", recovering)):
+        if not hasattr(part, "images") or isinstance(part, type):
+            raise UserError(f"{name} is {part!r}; it must be a name of conf/{name}, a mapping with one, or an object.")
+    needs = [ranking.images, recovering.images, asked.refit.images, 1]
+    training, reward = _splits(original, data, reward_data, None if None in needs else max(needs))
+    _check_targets(training[1], reward[1], score, asked, {"importance": ranking, "recovery": recovering})
+    prunable = make_prunable(original, training[0][:1], asked)
+    described = {"topology": prunable.unpruned, "network": prunable.deployed, "device": device}
+    counted = makers["cost"](**described) if "cost" in makers else chosen["cost"](prunable.unpruned)
+    problem = Problem(prunable, counted, budget)
+
+    # Imported here: Lightning takes seconds.
+    from gnnrl_lightning.searching.explore import explore
+
+    explored = explore(
+        problem,
+        (lambda task: makers["agent"](task=task)) if "agent" in makers else chosen["agent"],
+        ranking,
+        recovering,
+        _with_targets(training),
+        _with_targets(reward),
+        asked,
+        score,
+        _EVAL_BATCH,
+    )
+    kept = explored.evaluator.kept(explored.widths)
+    delivered = deliver(
+        explored.evaluator, kept, asked, lambda: _drawn(training[0], asked.finish.batch_size, asked.seed, device)
+    )
+    about = {"budget": budget, "cost": getattr(counted, "name", type(counted).__name__), "seed": asked.seed}
+    return Found(problem, replace(make_plan(prunable.topology, kept), about=about), explored, delivered)
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        hint = "load_state_dict it into the network first" if isinstance(model, dict) else "the network comes first"
+        raise UserError(f"model is a {type(model).__name__}; it must be the trained network, an nn.Module: {hint}.")
+    if next(model.parameters(), None) is None:
+        raise UserError(f"{type(model).__name__} has no parameters, so there is nothing to prune.")
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside torch.compile, DataParallel or DistributedDataParallel."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def _settings(given: dict[str, Any], alongside: dict[str, Any]) -> SearchSettings:
+    names = [each.name for each in fields(SearchSettings)]
+    if unknown := sorted(given.keys() - set(names)):
+        raise UserError(f"search has no setting {', '.join(unknown)}; it has {', '.join(names)}.")
+    values = alongside | given
+    for name, kind in (("refit", RefitConfig), ("finish", FinishConfig)):
+        if name not in values:
+            continue
+        part = values[name]
+        if isinstance(part, bool):
+            values[name] = kind(enabled=part)
+        elif part is None:
+            raise UserError(f"{name}=None is not possible; give a mapping of settings, or {name}=False for none.")
+        elif isinstance(part, dict):
+            if unknown := sorted(part.keys() - {each.name for each in fields(kind)}):
+                raise UserError(f"{name} has no setting {', '.join(unknown)}.")
+            values[name] = kind(**part)
+    settings = SearchSettings(**values)
+    try:
+        settings.check()
+    except TypeError as error:
+        raise UserError(f"a setting is of the wrong type: {error}.") from error
+    return settings
+
+
+def _splits(model: nn.Module, data: Any, reward_data: Any, wanted: int | None) -> tuple[Split, Split]:
+    """Training and reward data, which share nothing."""
+    if reward_data is not None:
+        return held(model, data, wanted), held(model, reward_data, None, "reward_data")
+    inputs, targets = held(model, data, None if wanted is None else wanted + _REWARD_IMAGES)
+    if len(inputs) < 2:
+        raise UserError("data has one sample; give more, of which half become rewards, or reward_data=….")
+    rewards = min(_REWARD_IMAGES, len(inputs) // 2)
+    log.info("%d samples of data are for rewards, %d for all else", rewards, len(inputs) - rewards)
+    parts = [slice(rewards, None), slice(rewards)]
+    first, second = ((HeldInputs(inputs[part]), None if targets is None else targets[part]) for part in parts)
+    return first, second
+
+
+def _with_targets(split: Split) -> tuple[Samples, Tensor]:
+    """Where there are no targets nothing asks for them."""
+    samples, targets = split
+    return samples, torch.zeros(len(samples), dtype=torch.long) if targets is None else targets
+
+
+def _check_targets(
+    training: Tensor | None, reward: Tensor | None, score: Score | None, asked: SearchSettings, parts: dict[str, Any]
+) -> None:
+    if score is not None and not callable(score):
+        raise UserError(f"score is a {type(score).__name__}; it must be a function of a network that gives a number.")
+    if reward is None and score is None and asked.reward == "top1":
+        raise UserError('there are no targets to take top-1 from; give reward="kl", or score=<function of a network>.')
+    for name, part in parts.items():
+        if getattr(part, "needs_labels", False) and training is None:
+            raise UserError(f"{name}={type(part).__name__} needs targets; give data with them, or another {name}.")
+
+
+def _drawn(samples: Samples, batch_size: int, seed: int, device: torch.device) -> Iterator[Inputs]:
+    """Batches of training inputs without end."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        rows = torch.randint(len(samples), (batch_size,), generator=generator)
+        yield changed(samples[rows], lambda x: x.to(device))

@@ -1,0 +1,146 @@
+"""Networks and callers that are not like the others."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+import gnnrl_lightning as gl
+
+QUICK: dict[str, Any] = {"agent": "closed_form", "finish": {"steps": 3}}
+X = F.interpolate(torch.rand(64, 3, 4, 4, generator=torch.Generator().manual_seed(0)), scale_factor=4, mode="bilinear")
+
+
+class Net(nn.Module):
+    def __init__(self, out: int = 10) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, 2, 1), nn.ReLU(),
+            nn.Dropout(0.5),
+        )  # fmt: skip
+        self.head = nn.Linear(16, out)
+        self.eval()
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.features(x).mean((2, 3)))
+
+
+class OneNumber(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, 0]
+
+
+class Starred(Net):
+    def forward(self, *parts: Tensor) -> Tensor:
+        return super().forward(parts[0] + parts[1])
+
+
+class TwiceStarred(Net):
+    def forward(self, **parts: Tensor) -> Tensor:
+        return super().forward(parts["a"] + parts["b"])
+
+
+class Scaled(Net):
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return super().forward(x * scale)
+
+
+class Remembers(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.grid: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.grid is None:
+            self.grid = torch.linspace(0, 1, 16).view(4, 4)
+        return self.head((self.features(x) * self.grid).mean((2, 3)))
+
+
+def test_one_score_is_that_of_one_of_two_classes() -> None:
+    found = gl.search(Net(1), X, 0.5, reward="kl", **QUICK)
+    assert -1 < found.rewards["pruned"] < 0 and found.rewards["original"] == 0
+
+
+def test_outputs_of_one_dimension() -> None:
+    found = gl.search(OneNumber(), X, 0.5, score=lambda _: 0.5, **QUICK)
+    assert found.model(X).shape == (64,)
+    with pytest.raises(gl.UserError, match="no output of floating point numbers"):
+        gl.search(OneNumber(), X, 0.5, reward="kl", **QUICK)
+
+
+@pytest.mark.parametrize(("network", "data"), [(Starred(), ((X, X),)), (TwiceStarred(), {"a": X, "b": X})])
+def test_arguments_with_stars(network: nn.Module, data: Any) -> None:
+    found = gl.search(network, data, 0.5, reward="kl", **QUICK)
+    assert found.delivered.finish is not None
+
+
+def test_a_number_that_all_share(tmp_path: Path) -> None:
+    scale = torch.tensor(2.0)
+    found = gl.search(Scaled(), {"x": X, "scale": scale}, 0.5, reward="kl", **QUICK)
+    assert not scale.requires_grad and scale.grad is None
+    found.save(tmp_path)
+    small = gl.load_pruned(tmp_path, Scaled())
+    torch.testing.assert_close(small(X, scale), found.model(X, scale))
+
+
+def test_what_a_forward_keeps_does_not_stop_training() -> None:
+    found = gl.search(Remembers(), X, 0.5, reward="kl", agent="closed_form", finish=False)
+    found.model.train()(X).sum().backward()
+
+
+def test_the_callers_state_is_left_alone() -> None:
+    L.seed_everything(42, workers=True, verbose=False)
+    network, seeds = Net(), {name: value for name, value in os.environ.items() if name.startswith("PL_")}
+    loader = DataLoader(TensorDataset(X, network(X).argmax(1)), batch_size=24, shuffle=True)
+    before = torch.get_rng_state()
+    gl.search(network, loader, 0.5, **QUICK)
+    assert torch.equal(before, torch.get_rng_state())
+    assert {name: value for name, value in os.environ.items() if name.startswith("PL_")} == seeds
+
+
+def test_a_score_may_do_what_it_likes_with_a_network() -> None:
+    def score(network: nn.Module) -> np.float32:
+        network.train().half()
+        return np.float32(1.0)
+
+    found = gl.search(Net(), X, 0.5, score=score, agent="closed_form", finish=False)
+    assert not found.model.training and found.model.head.weight.dtype == torch.float32
+    assert found.rewards["pruned"] == 1
+
+
+def test_who_stops_a_search_is_told() -> None:
+    def stopped(_: nn.Module) -> float:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        gl.search(Net(), X, 0.5, score=stopped, **QUICK)
+
+
+def test_targets_that_nobody_needs_may_be_anything() -> None:
+    loader = [(X[:32], torch.zeros(32, 7)), (X[32:], torch.zeros(32, 9))]
+    gl.search(Net(), loader, 0.5, score=lambda _: 0.5, **QUICK)
+    with pytest.raises(gl.UserError, match="no targets"):
+        gl.search(Net(), (X, torch.zeros(5).long()), 0.5, **QUICK)
+
+
+def test_batches_may_name_their_parts_in_any_order() -> None:
+    loader = [{"a": X[:32], "b": X[:32]}, {"b": X[32:], "a": X[32:]}]
+    gl.search(TwiceStarred(), loader, 0.5, reward="kl", agent="uniform", finish=False)
+
+
+def test_costs_have_their_unit() -> None:
+    found = gl.search(Net(), X, 0.6, reward="kl", cost="memory", agent="closed_form", finish=False)
+    cost = found.problem.cost(found.problem.prunable.unpruned.full_widths())
+    assert re.search(rf"cost, MB +{float(cost) / 1e6:.3f} ", found.summary())
