@@ -255,7 +255,7 @@ def refit_table(rows: list[dict[str, Any]]) -> str:
 def refit_page(rows: list[dict[str, Any]]) -> list[str]:
     """The section on refitted weights."""
     verdicts = [row["refit"]["verdict"] for row in rows]
-    gains = [row["refit"]["refitted"] / row["refit"]["cut"] for row in rows if "cut" in row["refit"]]
+    gains = [row["refit"]["refitted"] / row["refit"]["cut"] for row in rows if row["refit"].get("cut")]
     parts = [
         "## Refit",
         "",
