@@ -135,6 +135,12 @@ def test_targets_that_nobody_needs_may_be_anything() -> None:
         gl.search(Net(), (X, torch.zeros(5).long()), 0.5, **QUICK)
 
 
+def test_importances_by_gradients_want_classes_of_one_input() -> None:
+    for network, data in ((Net(), (X, torch.rand(64))), (Starred(), ((X, X), torch.zeros(64).long()))):
+        with pytest.raises(gl.UserError, match=r"importance=Taylor trains on classes \[N\] of one input tensor"):
+            gl.search(network, data, 0.5, importance="taylor", score=lambda _: 0.5)
+
+
 def test_batches_may_name_their_parts_in_any_order() -> None:
     loader = [{"a": X[:32], "b": X[:32]}, {"b": X[32:], "a": X[32:]}]
     gl.search(TwiceStarred(), loader, 0.5, reward="kl", agent="uniform", finish=False)

@@ -100,7 +100,7 @@ def _search(
             raise UserError(f"{name} is {part!r}; it must be a name of conf/{name}, a mapping with one, or an object.")
     needs = [ranking.images, recovering.images, asked.refit.images, 1]
     training, reward = _splits(original, data, reward_data, None if None in needs else max(needs))
-    _check_targets(training[1], reward[1], score, asked, {"importance": ranking, "recovery": recovering})
+    _check_targets(training, reward[1], score, asked, {"importance": ranking, "recovery": recovering})
     prunable = make_prunable(original, training[0][:1], asked)
     described = {"topology": prunable.unpruned, "network": prunable.deployed, "device": device}
     counted = makers["cost"](**described) if "cost" in makers else chosen["cost"](prunable.unpruned)
@@ -193,15 +193,21 @@ def _with_targets(split: Split) -> tuple[Samples, Tensor]:
 
 
 def _check_targets(
-    training: Tensor | None, reward: Tensor | None, score: Score | None, asked: SearchSettings, parts: dict[str, Any]
+    training: Split, reward: Tensor | None, score: Score | None, asked: SearchSettings, parts: dict[str, Any]
 ) -> None:
     if score is not None and not callable(score):
         raise UserError(f"score is a {type(score).__name__}; it must be a function of a network that gives a number.")
     if reward is None and score is None and asked.reward == "top1":
         raise UserError('there are no targets to take top-1 from; give reward="kl", or score=<function of a network>.')
+    samples, targets = training
     for name, part in parts.items():
-        if getattr(part, "needs_labels", False) and training is None:
-            raise UserError(f"{name}={type(part).__name__} needs targets; give data with them, or another {name}.")
+        if getattr(part, "needs_labels", False):
+            if targets is None:
+                raise UserError(f"{name}={type(part).__name__} needs targets; give data with them, or another {name}.")
+            if targets.dim() != 1 or targets.is_floating_point() or not isinstance(samples[:1], Tensor):
+                raise UserError(
+                    f"{name}={type(part).__name__} trains on classes [N] of one input tensor; give another {name}."
+                )
 
 
 def _drawn(samples: Samples, batch_size: int, seed: int, device: torch.device) -> Iterator[Inputs]:
