@@ -27,11 +27,12 @@ from scipy.stats import kendalltau
 from torch import Tensor
 
 from gnnrl_lightning.app.asked import data_of
-from gnnrl_lightning.app.config import SearchConfig, build, register, typed
+from gnnrl_lightning.app.config import SearchConfig, register, typed
 from gnnrl_lightning.app.launch import keep_freed_memory
 from gnnrl_lightning.core.files import write_json
 from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.measure import test_top1
+from gnnrl_lightning.library.components import build
 from gnnrl_lightning.models.factory import ModelSpec, create_model, preprocessing_of
 from gnnrl_lightning.problem.environment import PruningEnv
 from gnnrl_lightning.reconstruction.reconstruction import Reconstruction

@@ -26,13 +26,14 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from gnnrl_lightning.app.config import build, register
+from gnnrl_lightning.app.config import register
 from gnnrl_lightning.cost.flops import Flops
 from gnnrl_lightning.data import IMAGENET, HeldImages
 from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.recovery import BatchNormRecovery, NoRecovery, recalibrate
 from gnnrl_lightning.importance.magnitude import Magnitude
 from gnnrl_lightning.importance.reconstruction import ReconstructionError
+from gnnrl_lightning.library.components import build
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
 from gnnrl_lightning.problem.environment import PruningEnv
 from gnnrl_lightning.problem.task import Task

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from gnnrl_lightning.app.config import build
+from gnnrl_lightning.library.components import build
 from gnnrl_lightning.problem.environment import PruningEnv
 from gnnrl_lightning.searching.module import SearchModule
 from gnnrl_lightning.searching.progress import SearchState

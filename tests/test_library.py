@@ -19,8 +19,9 @@ from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
 import gnnrl_lightning as gl
-from gnnrl_lightning.app.config import build, register
+from gnnrl_lightning.app.config import register
 from gnnrl_lightning.core.samples import IMAGENET
+from gnnrl_lightning.library.components import build
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
 
 ROOT = Path(__file__).parents[1]
@@ -125,7 +126,7 @@ def test_parts_may_be_objects(network: nn.Module, images: Tensor) -> None:
             return None
 
     class Parameters:
-        name, unit = "mine", "parameters"
+        name, unit = "mine", "M parameters"
 
         def __init__(self, topology: gl.Topology) -> None:
             self.topology = topology
@@ -139,7 +140,7 @@ def test_parts_may_be_objects(network: nn.Module, images: Tensor) -> None:
     )  # fmt: skip
     topology = found.problem.prunable.unpruned
     assert topology.parameters(torch.tensor(found.plan.widths)) <= 0.5 * topology.parameters()
-    assert not found.delivered.finished and "cost, parameters" in found.summary()
+    assert not found.delivered.finished and "cost, M parameters" in found.summary()
 
 
 def test_the_same_search_by_command_and_by_library(tmp_path: Path) -> None:

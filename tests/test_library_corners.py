@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import gnnrl_lightning as gl
+from gnnrl_lightning.core.numbers import millions
 
 QUICK: dict[str, Any] = {"agent": "closed_form", "finish": {"steps": 3}}
 X = F.interpolate(torch.rand(64, 3, 4, 4, generator=torch.Generator().manual_seed(0)), scale_factor=4, mode="bilinear")
@@ -149,4 +150,4 @@ def test_batches_may_name_their_parts_in_any_order() -> None:
 def test_costs_have_their_unit() -> None:
     found = gl.search(Net(), X, 0.6, reward="kl", cost="memory", agent="closed_form", finish=False)
     cost = found.problem.cost(found.problem.prunable.unpruned.full_widths())
-    assert re.search(rf"cost, MB +{float(cost) / 1e6:.3f} ", found.summary())
+    assert re.search(rf"cost, MB +{millions(int(cost))} ", found.summary())

@@ -12,12 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from gnnrl_lightning.app.agent import check_resume
-from gnnrl_lightning.app.config import SearchConfig, build
+from gnnrl_lightning.app.config import SearchConfig
 from gnnrl_lightning.app.export import check_formats
 from gnnrl_lightning.app.unlabelled import check_search
 from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.data import ImageDataModule, Preprocessing
 from gnnrl_lightning.data.held_out import TRAIN
+from gnnrl_lightning.library.components import build
 from gnnrl_lightning.models.factory import ModelSpec, check_model, create_model, preprocessing_of
 from gnnrl_lightning.problem.problem import Problem, check_stages, make_prunable, prune_again
 from gnnrl_lightning.pruning.apply import load_pruned
@@ -41,7 +42,6 @@ class Asked:
         data: Its images, set up.
         earlier: The plan of the stage before, if there was one.
         problem: The network and the budget.
-        deployed: The unpruned network as costs are measured on it.
     """
 
     config: DictConfig
@@ -52,7 +52,6 @@ class Asked:
     data: ImageDataModule
     earlier: PruningPlan | None
     problem: Problem
-    deployed: nn.Module
 
     @property
     def original(self) -> nn.Module:
@@ -109,9 +108,9 @@ def ask(config: DictConfig, cfg: SearchConfig, folder: Path) -> Asked:
         left = load_pruned(Path(str(cfg.plan)).parent, copy.deepcopy(original))
         prunable = prune_again(prunable, left, earlier, cfg)
     log.info("channels are removed by %s", "surgery" if prunable.remove is prune else "rewriting the traced graph")
-    device, deployed = device_of(config), prunable.deployed
-    cost = build(config.cost, topology=prunable.unpruned, network=deployed, device=device)
-    return Asked(config, cfg, folder, device, spec, data, earlier, Problem(prunable, cost, cfg.budget), deployed)
+    device = device_of(config)
+    cost = build(config.cost, topology=prunable.unpruned, network=prunable.deployed, device=device)
+    return Asked(config, cfg, folder, device, spec, data, earlier, Problem(prunable, cost, cfg.budget))
 
 
 def data_of(config: DictConfig, preprocessing: Preprocessing, reward_split: str = TRAIN) -> ImageDataModule:

@@ -1,11 +1,9 @@
 """The schema of both entry points: types, ranges and one line on every setting. Checked before any work."""
 
-import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from gnnrl_lightning.core.checks import UserError, require, require_fraction
@@ -148,25 +146,6 @@ def typed(config: DictConfig, schema: type[SearchConfig] | type[TrainConfig]) ->
     result = schema(**values)
     result.check()
     return result
-
-
-def build(node: DictConfig, **arguments: Any) -> Any:
-    """Instantiates a group's `_target_`; what the configuration cannot hold comes as an argument.
-
-    Hydra only binds the values: a call through it would copy dataclasses and wrap the constructor's own errors.
-
-    Raises:
-        UserError: If a value is none of the target's, as where method= sets one and another choice takes its place.
-    """
-    factory = instantiate(node, _partial_=True, _convert_="all")
-    parameters = inspect.signature(factory.func).parameters
-    unknown = factory.keywords.keys() - parameters.keys()
-    if unknown and inspect.Parameter.VAR_KEYWORD not in {each.kind for each in parameters.values()}:
-        raise UserError(
-            f"{', '.join(sorted(unknown))} cannot be set of {factory.func.__name__}; drop method=…, or the choice that "
-            f"does not go with it."
-        )
-    return factory(**arguments)
 
 
 def register() -> None:

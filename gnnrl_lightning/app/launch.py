@@ -22,16 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gnnrl_lightning.app.config import SearchConfig, TrainConfig
 from gnnrl_lightning.core.checks import UserError
+from gnnrl_lightning.training.noise import NOISE
 
 log = logging.getLogger(__name__)
-
-_NOISE = (
-    ".*torch.jit.*deprecated.*",  # torch-geometric's
-    ".*isinstance.treespec, LeafSpec.*",  # Lightning's
-    ".*smaller than the logging interval.*",  # an iteration of the search is an epoch of one batch
-    ".*does not have many workers.*",  # images in memory come faster without
-)
-"""Warnings that say nothing to the user of this program."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -46,7 +39,7 @@ def launch(main: Callable[[], Any]) -> None:
     # Each ddp process composes the configuration anew, and must find the same folder.
     os.environ.setdefault("RUN_STAMP", datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3])
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts memory, is talkative
-    for message in _NOISE:
+    for message in NOISE:
         warnings.filterwarnings("ignore", message=message)
     sys.argv[1:] = [_deletion(argument) for argument in sys.argv[1:]]
     try:

@@ -9,19 +9,19 @@ import torch
 from gnnrl_lightning.app.asked import Asked
 from gnnrl_lightning.app.export import check_saved, export
 from gnnrl_lightning.app.outcome import Outcome
-from gnnrl_lightning.app.prepared import Prepared
 from gnnrl_lightning.app.results import choice, command, durations, stages
 from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.measure import budget_check, speeds, test_top1, weight_bytes
 from gnnrl_lightning.evaluation.protocol import Protocol
 from gnnrl_lightning.report.card import write_card
 from gnnrl_lightning.searching.module import SearchModule
+from gnnrl_lightning.searching.preparation import Preparation
 from gnnrl_lightning.topology.outline import write_layers
 
 
 def results_of(
     asked: Asked,
-    prepared: Prepared,
+    prepared: Preparation,
     evaluator: Evaluator,
     module: SearchModule,
     outcome: Outcome,
@@ -80,7 +80,7 @@ def results_of(
         "weight_bytes": {"original": weight_bytes(original), "pruned": weight_bytes(network)},
         "allowed": {"cost": env.allowed, "fraction": cfg.budget},
         "cost_values": {"original": costs[0], "used": costs[1]},
-        "budget_check": budget_check(problem.cost, costs, [asked.deployed, network], asked.example, device),
+        "budget_check": budget_check(problem.cost, costs, [problem.prunable.deployed, network], asked.example, device),
         "levels": {"uniform": env.reward(prepared.task.uniform)} | opened,
         "weights": {"from": final.weights, "rewards": final.rewards},
         "finish": learned and {"error": learned.error, "divergence": learned.divergence},

@@ -10,13 +10,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from gnnrl_lightning.app.asked import Asked
-from gnnrl_lightning.app.prepared import Prepared
 from gnnrl_lightning.app.results import choice, opening
 from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.final import Delivered, deliver
 from gnnrl_lightning.evaluation.measure import test_top1
 from gnnrl_lightning.pruning.apply import make_plan, placed, planned_widths, save_pruned
 from gnnrl_lightning.pruning.plan import PruningPlan
+from gnnrl_lightning.searching.preparation import Preparation
 from gnnrl_lightning.training.fitting import fit
 from gnnrl_lightning.training.supervised import Curve
 
@@ -50,7 +50,7 @@ class Outcome:
 
 def hand_on(
     asked: Asked,
-    prepared: Prepared,
+    prepared: Preparation,
     evaluator: Evaluator,
     widths: Tensor,
     logger: list[Logger],

@@ -64,7 +64,7 @@ def _prune(config: DictConfig) -> float:
         return cast(float, json.loads((folder / "results.json").read_text())["reward"]["whole_split"])
     asked = ask(config, cfg, folder)
     clock = {"base": time.perf_counter()}
-    prepared = prepare(asked)
+    prepared, agent = prepare(asked)
     rank_zero_only(begin)(config, folder)
     spec, data, original = asked.spec, asked.data, asked.original
     with open_loggers(config, "search") as logger:
@@ -75,8 +75,8 @@ def _prune(config: DictConfig) -> float:
             train_base(original, spec, program, data, cfg.base, config, logger)
         join_ranks(config)
         clock["search"] = time.perf_counter()
-        evaluator = prepared.start()
-        module = run_agent(config, cfg, prepared.agent, prepared.env, folder, logger, prepared.task.plans)
+        evaluator = prepared.begin(asked.device, data.eval_batch_size, config.trainer.precision)
+        module = run_agent(config, cfg, agent, prepared.env, folder, logger, prepared.task.plans)
         widths, whole = agreed(evaluator.winner(module.finalists(cfg.finalists), module.best["reward"]))
         clock["finish"] = time.perf_counter()
         outcome = hand_on(asked, prepared, evaluator, widths, logger, clock)

@@ -1,7 +1,10 @@
 """Writes files whole or not at all: a killed run leaves the last complete version, never half a file."""
 
+import csv
+import io
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +29,19 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    """Replace `path` with a table: these columns of the rows, under their names."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` with `value` as indented JSON.
 
     Raises:
-        UserError: `value` holds NaN or infinity, which JSON cannot express.
+        ValueError: `value` holds NaN or infinity, which JSON cannot express.
     """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,5 +1,7 @@
 """Numbers as text, the same in the terminal, in the figures and on the page."""
 
+from collections.abc import Sequence
+
 MISSING = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -41,6 +43,16 @@ def percent(fraction: float, digits: int = 1) -> str:
 def faster(ratio: float | None) -> str:
     """How many times faster than the original: 1.52 → 1.52×."""
     return MISSING if ratio is None else f"{fixed(ratio, 2)}{TIMES}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table in text: the first column to the left, the last as it is, those between to the right."""
+    lengths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *middle, last in rows:
+        cells = [cell.rjust(length) for cell, length in zip(middle, lengths[1:-1], strict=True)]
+        lines.append("  ".join([first.ljust(lengths[0]), *cells, last]).rstrip())
+    return lines
 
 
 def duration(seconds: float) -> str:

@@ -146,6 +146,8 @@ class Evaluator:
 
     def reward_of(self, network: nn.Module) -> float:
         """Reward of a finished network on the whole reward split."""
+        if self.score is not None:
+            network = copy.deepcopy(network)  # whatever a score does to a network, this one is handed on
         return self._judge(network, len(self._reward[0]))
 
     @torch.no_grad()
@@ -169,7 +171,7 @@ class Evaluator:
     def _judge(self, network: nn.Module, count: int) -> float:
         if self.score is not None:
             with torch.no_grad():
-                return number_of(self.score(copy.deepcopy(network).eval()))  # whatever it does to a network
+                return number_of(self.score(network.eval()))
         images, labels = self._reward
         with torch.autocast(self.device.type, torch.bfloat16, self.bfloat16, cache_enabled=False):
             if self._said is not None:

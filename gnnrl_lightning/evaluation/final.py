@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gnnrl_lightning.core.inputs import Inputs, arguments_by_name, call, tensors_in
 from gnnrl_lightning.evaluation.evaluator import Evaluator
@@ -52,15 +52,16 @@ def final_network(evaluator: Evaluator, kept: list[list[int]]) -> Final:
         UserError: If the pruned network computes something else.
     """
 
-    def network(values: dict[str, Tensor]) -> nn.Module:
-        small = verified(evaluator.model, evaluator.topology, kept, values)
-        evaluator.recover(small)
-        return small.eval()
+    def recovered(network: nn.Module) -> nn.Module:
+        evaluator.recover(network)
+        return network.eval()
 
     values = evaluator.values(kept)
+    network = recovered(verified(evaluator.model, evaluator.topology, kept, values))
     if not values:
-        return Final(network({}), "cut", {})
-    refitted, cut = network(values), network({})
+        return Final(network, "cut", {})
+    # Of the same form, which has just been proved.
+    refitted, cut = network, recovered(evaluator.remove(evaluator.model, evaluator.topology, kept))
     rewards = {"refitted": evaluator.reward_of(refitted), "cut": evaluator.reward_of(cut)}
     # Each layer is refitted by itself: in a network of chance weights all of them together may be worse than none.
     if rewards["cut"] > rewards["refitted"]:

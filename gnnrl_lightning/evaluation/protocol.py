@@ -7,13 +7,16 @@ import numpy as np
 
 from gnnrl_lightning.core.numbers import MINUS, fixed
 
+SCORE = "score"
+"""Rewards that are scores of the user's own, which tables and figures do not know."""
+
 
 @dataclass(frozen=True)
 class Protocol:
     """What rewards and accuracies are taken by.
 
     Attributes:
-        reward: `top1`, `kl`, or `score`, what the user makes of a network.
+        reward: `top1` or `kl`; on the progress bar alone, `SCORE`.
         split: What reward_split was.
         labels: Whether the images have labels; else accuracy is agreement with the unpruned network.
         images: Which images both are from, in a sentence; empty where rewards are of training images.
@@ -35,11 +38,6 @@ class Protocol:
         return self.reward == "kl"
 
     @property
-    def scored(self) -> bool:
-        """Whether rewards are scores of the user's own."""
-        return self.reward == "score"
-
-    @property
     def accuracy(self) -> str:
         """What accuracies are called in the head of a column."""
         return "top-1" if self.labels else "agreement"
@@ -55,8 +53,6 @@ class Protocol:
     @property
     def meaning(self) -> str:
         """What a reward is, for a sentence."""
-        if self.scored:
-            return "the score"
         return (
             "minus the Kullback-Leibler divergence from the unpruned network's scores, in nats"
             if self.kl
@@ -66,37 +62,33 @@ class Protocol:
     @property
     def axis(self) -> str:
         """What a reward is, for an axis."""
-        if self.scored:
-            return "score"
         return f"{MINUS}KL from the unpruned network, nats" if self.kl else f"{MINUS}top-1 error, %"
 
     @property
     def unit(self) -> str:
         """Of a reward."""
-        return "" if self.scored else "nats" if self.kl else "%"
+        return "nats" if self.kl else "%"
 
     @property
     def digits(self) -> int:
         """Decimals of a reward in a table."""
-        return 4 if self.kl or self.scored else 2
+        return 4 if self.kl else 2
 
     @property
     def step(self) -> float:
         """What is a round difference of rewards, for an axis."""
-        return 0.01 if self.kl or self.scored else 1.0
+        return 0.01 if self.kl else 1.0
 
     def text(self, reward: float) -> str:
         """A reward with its unit."""
-        return f"{fixed(reward, self.digits)} {self.unit}".rstrip()
+        return f"{fixed(reward, self.digits)} {self.unit}"
 
     def best(self, reward: float) -> str:
         """How good the best network is, on the progress bar."""
-        if self.scored:
+        if self.reward == SCORE:
             return f"score {reward:.4g}"
         return f"divergence {-reward:.4f} nats" if self.kl else f"top-1 {100 + reward:.2f} %"
 
     def share(self, rewards: np.ndarray) -> np.ndarray:
         """Rewards as what "99 % of the best" can be said of: accuracy in %; of a divergence, e to its negative."""
-        if self.scored:
-            return rewards
         return np.exp(rewards) if self.kl else 100 + rewards

@@ -1,7 +1,8 @@
-"""The parts of a search by name, without Hydra: agents, importances, recoveries, costs, with the settings of conf/."""
+"""The parts of a search, from the files of conf/: agents, importances, recoveries, costs."""
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ def component(group: str, choice: Any, seed: int) -> tuple[Callable[..., Any], d
     options = sorted(path.stem for path in (_CONF / group).glob("*.yaml"))
     if name not in options:
         raise UserError(f"{group}={name!r} must be one of {', '.join(options)}, or an object; see docs/library.md.")
-    # Imported here: nobody needs Hydra to import the package.
     from hydra.utils import get_class
     from omegaconf import OmegaConf
 
@@ -39,14 +39,36 @@ def component(group: str, choice: Any, seed: int) -> tuple[Callable[..., Any], d
     part: dict[str, Any] = settings["part"]
     alongside = {key: value for key, value in part.items() if key != group} if group in part else {}
     part = part.get(group, part)
-    target = get_class(part.pop("_target_"))
-    unknown = given.keys() - inspect.signature(target).parameters.keys()
+    path = part.pop("_target_")
+    unknown = given.keys() - inspect.signature(get_class(path)).parameters.keys()
     if unknown:
         raise UserError(f"{group}={name!r} has no setting {', '.join(sorted(unknown))}; it has {', '.join(part)}.")
-    merged: Any = OmegaConf.to_container(OmegaConf.merge(part, given))
-    return lambda **needed: target(**needed, **merged), alongside
+    node = OmegaConf.merge({"_target_": path}, part, given)
+    return partial(build, node), alongside
 
 
 def by_name(choice: Any) -> bool:
     """Whether a part is asked for by name, and not given as an object."""
     return isinstance(choice, str | Mapping)
+
+
+def build(node: Any, **arguments: Any) -> Any:
+    """Instantiates a group's `_target_`; what the configuration cannot hold comes as an argument.
+
+    Hydra only binds the values: a call through it would copy dataclasses and wrap the constructor's own errors.
+
+    Raises:
+        UserError: If a value is none of the target's, as where method= sets one and another choice takes its place.
+    """
+    # Imported here: nobody needs Hydra to import the package.
+    from hydra.utils import instantiate
+
+    factory = instantiate(node, _partial_=True, _convert_="all")
+    parameters = inspect.signature(factory.func).parameters
+    unknown = factory.keywords.keys() - parameters.keys()
+    if unknown and inspect.Parameter.VAR_KEYWORD not in {each.kind for each in parameters.values()}:
+        raise UserError(
+            f"{', '.join(sorted(unknown))} cannot be set of {factory.func.__name__}; drop method=…, or the choice that "
+            f"does not go with it."
+        )
+    return factory(**arguments)

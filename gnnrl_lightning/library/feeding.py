@@ -35,9 +35,9 @@ def held(model: nn.Module, data: Any, most: int | None, name: str = "data") -> t
     Raises:
         UserError: If it is none of these.
     """
-    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], HeldImages):
-        images, labels = data
-        return images.first(most), labels[:most]
+    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], HeldImages | HeldInputs):
+        samples, labels = data
+        return samples.first(most), labels[:most]
     first = data[0] if isinstance(data, tuple) and data else None
     tensors = isinstance(first, list) and all(isinstance(each, Tensor) for each in first)
     whole = isinstance(data, Tensor | Mapping) or isinstance(first, Tensor | Mapping | tuple) or tensors

@@ -1,14 +1,14 @@
 """What `gl.search` has found."""
 
-import csv
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from gnnrl_lightning.core.files import write_json
+from gnnrl_lightning.core.files import write_csv, write_json
+from gnnrl_lightning.core.numbers import aligned, fixed, millions, percent
 from gnnrl_lightning.evaluation.final import Delivered
 from gnnrl_lightning.problem.problem import Problem
 from gnnrl_lightning.pruning.apply import planned_widths, save_pruned
@@ -56,20 +56,19 @@ class Found:
         """What it costs and what it is worth, as a table in text."""
         topology = self.problem.prunable.unpruned
         full, widths = topology.full_widths(), planned_widths(topology, self.plan)
-        rows = [("", "original", "found", "")]
-        kinds = {"MACs, M": topology.macs, "parameters, M": topology.parameters}
-        for name, of in kinds.items():
-            rows.append(_row(name, int(of(full)) / 1e6, int(of(widths)) / 1e6))
+        counted = {"MACs, M": topology.macs, "parameters, M": topology.parameters}
         cost = self.problem.cost
         if getattr(cost, "name", "") not in ("flops", "params"):
-            rows.append(_row(f"cost, {getattr(cost, 'unit', '')}", _of(cost, full), _of(cost, widths)))
-        rewards = self.rewards
-        rows.append(("reward", f"{rewards['original']:.4g}", f"{list(rewards.values())[-1]:.4g}", ""))
-        lengths = [max(len(row[column]) for row in rows) for column in range(4)]
-        lines = ["  ".join(cell.rjust(length) for cell, length in zip(row, lengths, strict=True)) for row in rows]
+            counted[f"cost, {getattr(cost, 'unit', '')}"] = cost
+        rows = [("", "original", "found", "")]
+        for name, of in counted.items():
+            before, after = int(of(full)), int(of(widths))
+            rows.append((name, millions(before), millions(after), percent(after / before)))
+        first, *_, last = self.rewards.values()
+        rows.append(("reward", fixed(first, 4), fixed(last, 4), ""))
         made = self.delivered.final.weights + (", finished" if self.delivered.finished else "")
         tried = sum(not row["cached"] for row in self.history)
-        return "\n".join([*(line.rstrip() for line in lines), f"weights: {made}; {tried} networks were tried"])
+        return "\n".join([*aligned(rows), f"weights: {made}; {tried} networks were tried"])
 
     def save(self, folder: Path | str) -> Path:
         """Writes `pruned.safetensors` and `plan.json`, which `load_pruned` reads, and `history.csv`.
@@ -79,19 +78,6 @@ class Found:
         """
         folder = Path(folder)
         save_pruned(folder, self.model, self.plan)
-        with (folder / "history.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(self.history[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.history)
+        write_csv(folder / "history.csv", self.history, list(self.history[0]))
         write_json(folder / "rewards.json", self.rewards)
         return folder
-
-
-def _of(cost: Any, widths: Tensor) -> float:
-    """A cost of this package counts in millionths of its unit."""
-    value = float(cost(widths))
-    return value / 1e6 if type(cost).__module__.startswith("gnnrl_lightning.") else value
-
-
-def _row(name: str, before: float, after: float) -> tuple[str, str, str, str]:
-    return name, f"{before:.3f}", f"{after:.3f}", f"{100 * after / before:.1f} %"

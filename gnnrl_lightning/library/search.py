@@ -1,9 +1,10 @@
-"""A search from Python: `gl.search`, without Hydra and without files."""
+"""A search from Python: `gl.search`, without files."""
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,7 +57,8 @@ def search(
         score: What a network in eval mode is worth, higher is better: mIoU, mAP, PSNR …; None: its top-1 accuracy, or
             with `reward="kl"` how near it is to the unpruned one, which needs no targets.
         agent: What proposes widths: a name, a mapping with its `name` and settings, or a function of a `Task`.
-        cost: What the budget counts: flops, params, latency, memory, or a function of the `Topology`.
+        cost: What the budget counts: flops, params, latency, memory, or a function of the `Topology`, that gives
+            a function of widths [..., G]; its values are integers in millionths of its `unit`.
         importance: Which channels of a group go first: a name, a mapping, or an `Importance`.
         recovery: What a pruned network may do before its reward is taken: a name, a mapping, or a `Recovery`.
         settings: Those of `SearchSettings`; `refit` and `finish` as mappings, or False for none.
@@ -66,12 +68,12 @@ def search(
     """
     _check_model(model)
     require_fraction("budget", budget)
-    with torch.random.fork_rng([]):  # the check of a network draws, if it has dropout; so may a loader
-        return _search(
-            *(model, data, budget, reward_data, score),
-            {"agent": agent, "importance": importance, "recovery": recovery, "cost": cost},
-            settings,
-        )
+    # Imported here: Lightning takes seconds.
+    from lightning.pytorch.utilities.seed import isolate_rng
+
+    chosen = {"agent": agent, "importance": importance, "recovery": recovery, "cost": cost}
+    with isolate_rng():  # the agent draws, a loader may, and so does the check of a network with dropout
+        return _search(model, data, budget, reward_data, score, chosen, settings)
 
 
 def _search(
@@ -83,48 +85,52 @@ def _search(
     chosen: dict[str, Any],
     settings: dict[str, Any],
 ) -> Found:
-    """As `search`, of checked arguments and with chosen parts by their names."""
+    """As `search`, with chosen parts by what they are."""
+    from gnnrl_lightning.searching.explore import explore, quiet, seed_all
+    from gnnrl_lightning.searching.preparation import Preparation, wanted_images
+
     original = copy.deepcopy(_unwrapped(model)).eval()
     device = next(original.parameters()).device
-    makers: dict[str, Callable[..., Any]] = {}
-    alongside: dict[str, Any] = {}
+    parts, alongside = dict(chosen), dict[str, Any]()
     for group, choice in chosen.items():
         if by_name(choice):
-            makers[group], more = component(group, choice, settings.get("seed", 0))
+            parts[group], more = component(group, choice, settings.get("seed", 0))
             alongside |= more
     asked = _settings(settings, alongside)
-    ranking = makers["importance"]() if "importance" in makers else chosen["importance"]
-    recovering = makers["recovery"]() if "recovery" in makers else chosen["recovery"]
-    for name, part in (("importance", ranking), ("recovery", recovering)):
-        if not hasattr(part, "images") or isinstance(part, type):
-            raise UserError(f"{name} is {part!r}; it must be a name of conf/{name}, a mapping with one, or an object.")
-    needs = [ranking.images, recovering.images, asked.refit.images, 1]
-    training, reward = _splits(original, data, reward_data, None if None in needs else max(needs))
-    _check_targets(training, reward[1], score, asked, {"importance": ranking, "recovery": recovering})
+    for group in ("importance", "recovery"):
+        parts[group] = parts[group]() if by_name(chosen[group]) else parts[group]
+        if not hasattr(parts[group], "images") or isinstance(parts[group], type):
+            raise UserError(
+                f"{group} is {parts[group]!r}; it must be a name of conf/{group}, a mapping with one, or an object."
+            )
+    wanted = wanted_images(asked, parts["importance"], parts["recovery"]).values()
+    most = None if None in wanted else max(1, *(number or 0 for number in wanted))
+    training, reward = _splits(original, data, reward_data, most)
+    _check_targets(training, reward[1], score, asked, {name: parts[name] for name in ("importance", "recovery")})
     prunable = make_prunable(original, training[0][:1], asked)
     described = {"topology": prunable.unpruned, "network": prunable.deployed, "device": device}
-    counted = makers["cost"](**described) if "cost" in makers else chosen["cost"](prunable.unpruned)
-    problem = Problem(prunable, counted, budget)
+    cost = parts["cost"](**described) if by_name(chosen["cost"]) else parts["cost"](prunable.unpruned)
+    problem = Problem(prunable, cost, budget)
 
-    # Imported here: Lightning takes seconds.
-    from gnnrl_lightning.searching.explore import explore
-
-    explored = explore(
+    prepared = Preparation(
         problem,
-        (lambda task: makers["agent"](task=task)) if "agent" in makers else chosen["agent"],
-        ranking,
-        recovering,
+        problem.environment(asked.max_steps),
+        asked,
+        parts["importance"],
+        parts["recovery"],
         _with_targets(training),
         _with_targets(reward),
-        asked,
-        score,
-        _EVAL_BATCH,
+        asked.episodes,
     )
+    seed_all(asked.seed)
+    task = prepared.task
+    with quiet():
+        agent = parts["agent"](task=task) if by_name(chosen["agent"]) else parts["agent"](task)
+    explored = explore(prepared, agent, prepared.begin(device, _EVAL_BATCH, score=score), device)
     kept = explored.evaluator.kept(explored.widths)
-    delivered = deliver(
-        explored.evaluator, kept, asked, lambda: _drawn(training[0], asked.finish.batch_size, asked.seed, device)
-    )
-    about = {"budget": budget, "cost": getattr(counted, "name", type(counted).__name__), "seed": asked.seed}
+    shown = partial(_drawn, training[0], asked.finish.batch_size, asked.seed, device)
+    delivered = deliver(explored.evaluator, kept, asked, shown)
+    about = {"budget": budget, "cost": getattr(cost, "name", type(cost).__name__), "seed": asked.seed}
     return Found(problem, replace(make_plan(prunable.topology, kept), about=about), explored, delivered)
 
 

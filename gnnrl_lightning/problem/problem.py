@@ -1,13 +1,14 @@
 """What is asked: a network, what its widths cost, and how much of that may stay."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gnnrl_lightning.core.inputs import Inputs
-from gnnrl_lightning.problem.environment import Evaluate, PruningEnv
+from gnnrl_lightning.problem.environment import PruningEnv
 from gnnrl_lightning.pruning.apply import make_plan, placed
 from gnnrl_lightning.pruning.plan import PruningPlan
 from gnnrl_lightning.pruning.rewrite import rewrite
@@ -35,7 +36,7 @@ class Prunable:
     topology: Topology
     remove: Removal
 
-    @property
+    @cached_property
     def deployed(self) -> nn.Module:
         """The unpruned network in the form that its pruned ones have, which is what costs are measured on."""
         if self.remove is prune:
@@ -71,17 +72,16 @@ class Problem:
         """Cost of widths [..., G] of the groups that are pruned now, [...]."""
         return self.cost(placed([group.name for group in self.topology.groups], widths, self.prunable.unpruned))
 
-    def environment(self, evaluate: Evaluate, max_steps: int) -> PruningEnv:
-        """Where agents prune it.
+    def environment(self, max_steps: int) -> PruningEnv:
+        """Where agents prune it; rewards are taken once its `evaluate` is set.
 
         Args:
-            evaluate: Reward of widths, [G] to a number.
             max_steps: Actions an episode may take.
 
         Raises:
             UserError: If no widths are within the budget.
         """
-        return PruningEnv(self.topology, self.cost_of, self.budget, evaluate, max_steps, self.full_cost)
+        return PruningEnv(self.topology, self.cost_of, self.budget, _not_begun, max_steps, self.full_cost)
 
 
 def make_prunable(original: nn.Module, example: Inputs, settings: SearchSettings) -> Prunable:
@@ -158,6 +158,10 @@ def _named_as_before(topology: Topology, unpruned: Topology, earlier: PruningPla
                     before |= {unpruned.groups[owner].name for owner in owners}
         groups.append(replace(group, name=before.pop()) if len(before) == 1 else group)
     return groups
+
+
+def _not_begun(widths: Tensor) -> float:
+    raise AssertionError("rewards are taken once the search has begun")
 
 
 def _limits(settings: SearchSettings) -> dict[str, Any]:

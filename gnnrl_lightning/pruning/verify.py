@@ -97,12 +97,13 @@ def _attempt(
     """The network by the first way that is right, and why the ways before it were not."""
     # More images than the trace had: what it took for a constant shows.
     images = drawn(topology.program.example, topology.program.batch + 1, torch.Generator().manual_seed(0))
+    removed, everything = topology.keep_mask(kept), torch.ones_like(topology.group_of_slot, dtype=torch.bool)
     for probe in _probes(model, topology):
         # Off the GPU and in single precision: TF32 and half precision differ by more than the tolerance.
         tensors = {name: value.detach().cpu() for name, value in tensors_of(probe).items()}
         tensors = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
         try:
-            reference = masked_output(tensors, topology, topology.keep_mask(kept), images)
+            reference = masked_output(tensors, topology, removed, images)
         except Exception as failure:  # whatever an operation raises at another number of images or channels
             return None, [_first_line(failure)] * 2
         if all(output.isfinite().all() for output in _tensors(reference)):
@@ -113,15 +114,14 @@ def _attempt(
             f"load other weights."
         )
 
-    removed, everything = topology.keep_mask(kept), torch.ones_like(topology.group_of_slot, dtype=torch.bool)
     reasons: list[str] = []
     for way in (prune, rewrite):
         try:
             small = way(probe, topology, kept)
-            pairs = [(small, removed)]
+            error = _difference(small, reference, tensors, topology, removed, images)
             if way is rewrite:  # of the trace: so that must be the model
-                pairs.append((probe, everything))
-            error = max(_difference(network, tensors, topology, mask, images) for network, mask in pairs)
+                whole = masked_output(tensors, topology, everything, images)
+                error = max(error, _difference(probe, whole, tensors, topology, everything, images))
             # What only training computes, the trace does not show; the rewritten network is without it.
             trains = way is rewrite or _trains(small, images)
             if error <= TOLERANCE and (trains or not (topology.program.unused or _trains(probe, images))):
@@ -196,13 +196,18 @@ def _trains(model: nn.Module, images: Inputs) -> bool:
 
 
 def _difference(
-    network: nn.Module, tensors: Mapping[str, Tensor], topology: Topology, mask: Tensor, images: Inputs
+    network: nn.Module,
+    expected: Any,
+    tensors: Mapping[str, Tensor],
+    topology: Topology,
+    mask: Tensor,
+    images: Inputs,
 ) -> float:
-    """How far a network's outputs are from those of the original with this mask.
+    """How far a network's outputs are from what is expected, those of the original with this mask.
 
     Deep networks amplify what is lost in rounding: where that might be all, double precision says whether it is.
     """
-    error = _error(_evaluate(network, images), masked_output(tensors, topology, mask, images))
+    error = _error(_evaluate(network, images), expected)
     if error <= TOLERANCE:
         return error
     exact, fed = (changed(each, lambda x: x.double() if x.is_floating_point() else x) for each in ({**tensors}, images))

@@ -96,7 +96,7 @@ class Convolution:
             sampled = sampled // len(place)
         patches = x[tuple(index)]  # [N, C, positions, *kernel]
         if not inside.all():
-            patches = patches * inside.to(patches)  # zeros are read outside
+            patches = patches.masked_fill(~inside.to(x.device), 0)  # what is read outside
         patches = patches.flatten(3).unflatten(1, (self.groups, -1))
         return patches.permute(1, 0, 3, 2, 4).flatten(1, 2)
 

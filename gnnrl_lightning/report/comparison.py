@@ -6,8 +6,6 @@ A sweep over methods ends with it. From the folders of finished searches, wherev
 """
 
 import argparse
-import csv
-import io
 import statistics
 import sys
 from collections.abc import Callable, Iterable
@@ -21,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gnnrl_lightning.core.checks import UserError
-from gnnrl_lightning.core.files import write_text
+from gnnrl_lightning.core.files import write_csv, write_text
 from gnnrl_lightning.core.numbers import MINUS, NO_BREAK, fixed
 from gnnrl_lightning.evaluation.protocol import Protocol
 from gnnrl_lightning.report.comparison_figure import save_comparison_figure
@@ -183,11 +181,7 @@ def compare(tasks: dict[Task, dict[str, list[Run]]], unfinished: list[str], out:
         console: Where the tables go.
     """
     rows = comparison_rows(tasks)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(out / "comparison.csv", text.getvalue())
+    write_csv(out / "comparison.csv", rows, list(rows[0]))
     last = [legend(tasks), *([f"Left out, not finished: {', '.join(unfinished)}."] if unfinished else [])]
     parts = []
     for task, methods in tasks.items():

@@ -4,8 +4,6 @@ A sweep over several methods, importances or settings ends with their comparison
 """
 
 import atexit
-import csv
-import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
 
-from gnnrl_lightning.core.files import write_text
+from gnnrl_lightning.core.files import write_csv
 from gnnrl_lightning.report.tables import sweep_rows, sweep_table
 
 
@@ -39,11 +37,7 @@ def summarise(folder: Path) -> None:
     rows = sweep_rows(folder)
     if not rows:
         return
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / "summary.csv", text.getvalue())
+    write_csv(folder / "summary.csv", rows, list(rows[0]))
     # A log file has no width of its own, and rich's 80 columns would break the names of jobs.
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(sweep_table(rows))

@@ -1,13 +1,11 @@
 """What a search shows and writes while it runs."""
 
-import csv
-import io
 import logging
 from pathlib import Path
 
 import lightning as L
 
-from gnnrl_lightning.core.files import write_text
+from gnnrl_lightning.core.files import write_csv
 from gnnrl_lightning.evaluation.protocol import Protocol
 from gnnrl_lightning.searching.module import HISTORY, SearchModule
 from gnnrl_lightning.training.checkpoints import LastCheckpoint
@@ -57,9 +55,5 @@ class SearchState(LastCheckpoint):
         """Writes both files."""
         assert isinstance(pl_module, SearchModule)
         if trainer.is_global_zero:
-            text = io.StringIO()
-            writer = csv.DictWriter(text, HISTORY, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(pl_module.history)
-            write_text(self.folder / "history.csv", text.getvalue())
+            write_csv(self.folder / "history.csv", pl_module.history, HISTORY)
         super().on_train_epoch_end(trainer, pl_module)

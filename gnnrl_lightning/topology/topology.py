@@ -5,17 +5,13 @@ from dataclasses import replace
 from typing import Any, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gnnrl_lightning.core.checks import UserError
-from gnnrl_lightning.core.inputs import Inputs
+from gnnrl_lightning.core.numbers import aligned, percent
 from gnnrl_lightning.topology.closed_form import Count, Products
 from gnnrl_lightning.topology.groups import collect
 from gnnrl_lightning.topology.labels import LOCKED, Labels, Product, Size, compact, once, varies
-from gnnrl_lightning.topology.rules import propagate
-from gnnrl_lightning.topology.shuffle import fuse_shuffles, name_indices
-from gnnrl_lightning.topology.trace import Program, export
-from gnnrl_lightning.topology.whole import exclude_layers, keep_both_ends
+from gnnrl_lightning.topology.trace import Program
 
 
 class Topology:
@@ -63,7 +59,9 @@ class Topology:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as what it is traced from, since graphs cannot be pickled."""
         limits = (self._divisor, self._min_keep, self.exclude, self.keep_ends, self.whole)
-        return _traced_again, (self.program.modules[""], self.program.example, *limits)
+        from gnnrl_lightning.topology.tracing import traced_again
+
+        return traced_again, (self.program.modules[""], self.program.example, *limits)
 
     def __repr__(self) -> str:
         channels, locked = int(self.full_widths().sum()), sum(number for _, number in self.locked)
@@ -82,18 +80,13 @@ class Topology:
         for index, group in enumerate(self.groups):
             widths = full.clone()
             widths[index] = least[index]
-            share = 100 * (1 - int(self.macs(widths)) / whole)
+            share = percent(1 - int(self.macs(widths)) / whole)
             layers = list(dict.fromkeys(member.parameter.rpartition(".")[0] for member in group.members))
             others = [layer for layer in layers if layer != group.name]
             through = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
-            rows.append((group.name, str(group.width), str(int(least[index])), f"{share:.1f} %", through))
-        lengths = [max(len(row[column]) for row in rows) for column in range(4)]
-        lines = [
-            "  ".join([row[0].ljust(lengths[0]), *(row[c].rjust(lengths[c]) for c in range(1, 4)), row[4]]).rstrip()
-            for row in rows
-        ]
+            rows.append((group.name, str(group.width), str(int(least[index])), share, through))
         locked = [f"locked: {number} channels, {reason}" for reason, number in self.locked]
-        return "\n".join([repr(self), *lines, *locked])
+        return "\n".join([repr(self), *aligned(rows), *locked])
 
     def without(self, groups: Sequence[int], reason: str) -> "Topology":
         """The same network with some of its groups locked."""
@@ -226,62 +219,3 @@ class Topology:
             factors.append(factor)
             counts.append(operands)
         return Products(factors, counts, len(self.groups))
-
-
-def trace(
-    model: nn.Module,
-    example: Inputs,
-    *,
-    divisor: int = 1,
-    min_keep: float = 0.0,
-    exclude: Sequence[str] = (),
-    keep_ends: bool = False,
-) -> Topology:
-    """Reads a network's topology: which channels can be removed, which only together, and what each costs.
-
-    The model is not changed, and of its weights no value is read but those of integers, which are indices.
-
-    Args:
-        model: Any network that `torch.export` reads.
-        example: A batch of its inputs: a tensor [N, ...], a tuple of positional or a dict of keyword arguments, nested
-            as `forward` takes them. Of floating point numbers only shape and type matter.
-        divisor: Keep multiples of this many channels, 8 for tensor cores.
-        min_keep: Fraction of its channels that each group keeps at least.
-        exclude: Regular expressions; groups with a parameter whose name matches stay whole.
-        keep_ends: Keep all that the first layers write and all that the last layers read.
-
-    Raises:
-        UserError: If an option is out of range, the network cannot be traced, or nothing in it can be pruned.
-    """
-    if divisor < 1:
-        raise UserError(f"divisor={divisor} must be at least 1; 1 keeps any number of channels.")
-    if not 0 <= min_keep <= 1:
-        raise UserError(f"min_keep={min_keep} must be in [0, 1], the fraction of its channels that a group keeps.")
-    if isinstance(exclude, str):
-        raise UserError(f"exclude={exclude!r} must be a list of regular expressions, e.g. exclude=[{exclude!r}].")
-    program = export(model, example)
-    name_indices(program)
-    fuse_shuffles(program.graph)
-    labels = propagate(program)
-    exclude_layers(labels, exclude)
-    if keep_ends:
-        keep_both_ends(labels)
-    topology = Topology(program, labels, divisor, min_keep, exclude, keep_ends)
-    if not topology.groups:
-        reasons = "; ".join(dict.fromkeys(reason for reason, _ in topology.locked))
-        raise UserError(f"nothing in {type(model).__name__} can be pruned: {reasons}.")
-    return topology
-
-
-def _traced_again(
-    model: nn.Module,
-    example: Inputs,
-    divisor: int,
-    min_keep: float,
-    exclude: Sequence[str],
-    keep_ends: bool,
-    whole: Sequence[str],
-) -> Topology:
-    topology = trace(model, example, divisor=divisor, min_keep=min_keep, exclude=exclude, keep_ends=keep_ends)
-    names = [group.name for group in topology.groups]
-    return topology.without([names.index(name) for name in whole], "locked") if whole else topology

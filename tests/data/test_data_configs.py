@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from gnnrl_lightning.app.config import build
 from gnnrl_lightning.data import IMAGENET, ImageDataModule
+from gnnrl_lightning.library.components import build
 
 CONFIGS = sorted((Path(__file__).parents[2] / "conf" / "data").glob("*.yaml"))
 

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from gnnrl_lightning.app.config import build
 from gnnrl_lightning.data import IMAGENET, HeldImages, Preprocessing
 from gnnrl_lightning.evaluation.recovery import BatchNormRecovery, FinetuneRecovery, NoRecovery, recalibrate
+from gnnrl_lightning.library.components import build
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
 
 PIXELS = torch.randint(256, (24, 3, 16, 16), generator=torch.Generator().manual_seed(0)).byte()

@@ -13,9 +13,9 @@ from oracle import Pruning
 from tiny_networks import traced
 from torch import Tensor, nn
 
-from gnnrl_lightning.app.config import build
 from gnnrl_lightning.data import IMAGENET, HeldImages
 from gnnrl_lightning.importance.ranking import Ranking
+from gnnrl_lightning.library.components import build
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
 from gnnrl_lightning.problem.task import Task
 from gnnrl_lightning.pruning.verify import provable

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from searching import agent_of, bandit, run_search, without_time
 
-from gnnrl_lightning.app.config import build
+from gnnrl_lightning.library.components import build
 from gnnrl_lightning.searching.module import SearchModule
 from gnnrl_lightning.topology import Topology
 

@@ -1,0 +1,103 @@
+"""A search that is ready to begin, by command or from Python; the network may still have to be trained."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from gnnrl_lightning.core.samples import Samples
+from gnnrl_lightning.evaluation.evaluator import Evaluator, Recovery
+from gnnrl_lightning.evaluation.reward import Score
+from gnnrl_lightning.importance.ranking import Importance
+from gnnrl_lightning.importance.reconstruction import ReconstructionError
+from gnnrl_lightning.problem.environment import PruningEnv
+from gnnrl_lightning.problem.problem import Problem
+from gnnrl_lightning.problem.task import Task
+from gnnrl_lightning.reconstruction.reconstruction import Reconstruction
+from gnnrl_lightning.settings import SearchSettings
+
+
+@dataclass
+class Preparation:
+    """Everything that a search needs but its agent.
+
+    Attributes:
+        problem: The network and the budget.
+        env: Where agents prune it.
+        settings: Of the search.
+        importance: Which channels of a group go first.
+        recovery: What a pruned network may do before its reward is taken.
+        training: Inputs and targets for these two and for the closed forms.
+        reward: Those that rewards are taken on.
+        episodes: How many networks may be proposed, by each rank.
+    """
+
+    problem: Problem
+    env: PruningEnv
+    settings: SearchSettings
+    importance: Importance
+    recovery: Recovery
+    training: tuple[Samples, Tensor]
+    reward: tuple[Samples, Tensor]
+    episodes: int
+    _evaluator: Evaluator | None = field(default=None, init=False)
+
+    @cached_property
+    def task(self) -> Task:
+        """What agents may know; scores and plans of it once the search has begun."""
+        prunable, settings = self.problem.prunable, self.settings
+        closed_form = None
+        if uses_closed_form(settings, self.importance):
+            closed_form = Reconstruction(prunable.model, prunable.topology, self.training[0], settings.refit)
+        return self.env.task(
+            lambda: self._begun().ranking.scores,
+            self.episodes,
+            reconstruction=closed_form,
+            plans=(lambda: self._begun().plans) if settings.start == "closed_form" else None,
+        )
+
+    def begin(
+        self, device: torch.device, batch_size: int, precision: str = "32-true", score: Score | None = None
+    ) -> Evaluator:
+        """Ranks the channels of the trained network; rewards can be taken from now on.
+
+        Args:
+            device: Where networks run.
+            batch_size: Inputs a forward pass.
+            precision: The trainer's.
+            score: What a reward is in place of `settings.reward`.
+        """
+        prunable, count = self.problem.prunable, len(self.reward[0])
+        self._evaluator = Evaluator(
+            prunable.model,
+            self.task,
+            prunable.remove,
+            self.importance,
+            self.recovery,
+            self.reward,
+            self.training,
+            min(self.settings.reward_images or count, count),
+            batch_size,
+            device,
+            precision,
+            prunable.original if self.settings.reward == "kl" else None,
+            score,
+        )
+        self.env.evaluate = self._evaluator
+        return self._evaluator
+
+    def _begun(self) -> Evaluator:
+        assert self._evaluator is not None, "scores and plans are known once the search has begun"
+        return self._evaluator
+
+
+def uses_closed_form(settings: SearchSettings, importance: Importance) -> bool:
+    """Whether a search wants the statistics of the readers."""
+    return settings.refit.enabled or settings.start == "closed_form" or isinstance(importance, ReconstructionError)
+
+
+def wanted_images(settings: SearchSettings, importance: Importance, recovery: Recovery) -> dict[str, int | None]:
+    """How many training images each part of a search wants, by its setting; None: all."""
+    wanted = {"recovery.images": recovery.images, "importance.images": importance.images}
+    return wanted | ({"refit.images": settings.refit.images} if uses_closed_form(settings, importance) else {})
