@@ -153,7 +153,7 @@ def refitted(library: str, name: str) -> dict[str, Any]:
     seen, others, deciding = noise(IMAGES, size, 0), noise(OTHERS, size, 1), noise(OTHERS, size, 2)
     recalibrate(model, seen, 32)
     topology = trace(model, torch.zeros(1, 3, size, size))
-    kept = [group.kept for group in uniform_plan(topology, model, keep=0.5).groups]
+    kept = [list(group.kept) for group in uniform_plan(topology, model, keep=0.5).groups]
     started = time.process_time()
     values = Reconstruction(model, topology, seen, RefitConfig(images=IMAGES)).values(kept)
     seconds = time.process_time() - started

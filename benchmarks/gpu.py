@@ -31,6 +31,7 @@ from gnnrl_lightning.core.files import write_json
 from gnnrl_lightning.core.numbers import fixed
 from gnnrl_lightning.cost.flops import Flops
 from gnnrl_lightning.evaluation.evaluator import Evaluator
+from gnnrl_lightning.evaluation.judge import Judge
 from gnnrl_lightning.evaluation.recovery import BatchNormRecovery
 from gnnrl_lightning.importance.reconstruction import ReconstructionError
 from gnnrl_lightning.models.factory import ModelSpec, create_model
@@ -55,7 +56,7 @@ class ClosedForm:
         side = images.train.side
         self.model = create_model(ModelSpec("cifar", name), classes, side, str(weights)).eval()
         self.topology = trace(self.model, torch.zeros(1, 3, side, side), min_keep=0.1)
-        self.model.to(images.device, memory_format=torch.channels_last)
+        self.model.to(images.device).to(memory_format=torch.channels_last)
         self.top1 = images.top1(self.model)
         settings = RefitConfig()
         self.reconstruction = Reconstruction(self.model, self.topology, images.held(settings.images)[0], settings)
@@ -70,8 +71,8 @@ class ClosedForm:
         task = env.task(lambda: evaluator.ranking.scores, reconstruction=self.reconstruction)
         recovery = BatchNormRecovery(512, 128)
         evaluator = Evaluator(
-            self.model, task, prune, ReconstructionError(), recovery, images.reward, images.held(recovery.images or 0),
-            len(images.reward[1]), EVALUATED, images.device,
+            self.model, task, prune, ReconstructionError(), recovery, images.held(recovery.images or 0),
+            Judge(images.reward, None, EVALUATED, images.device),
         )  # fmt: skip
         rewards = {name: env.reward(widths) for name, widths in evaluator.plans.items()}
         best = max(rewards, key=rewards.__getitem__)

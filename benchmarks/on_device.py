@@ -83,7 +83,9 @@ def fine_tuned(network: nn.Module, teacher: nn.Module, images: Images, seed: int
         batch, rows = rows[:size], rows[size:]
         for group in optimizer.param_groups:
             group["lr"] = SETTINGS.lr * (1 + math.cos(math.pi * min(spent / max(seconds, 1e-9), 1))) / 2
-        inputs = IMAGENET.normalise(train.augmented(batch, True, generator)).to(memory_format=torch.channels_last)
+        # A tensor of rows serves as well as a list, and never leaves the device.
+        images = train.augmented(batch, True, generator)  # type: ignore[arg-type]
+        inputs = IMAGENET.normalise(images).to(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16):
             with torch.no_grad():
                 said = teacher(inputs)

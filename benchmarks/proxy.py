@@ -18,7 +18,6 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from gnnrl_lightning.start import starting_point
 from hydra import compose, initialize
 from rich.console import Console
 from rich.progress import track
@@ -26,18 +25,17 @@ from rich.table import Table
 from scipy.stats import kendalltau
 from torch import Tensor
 
-from gnnrl_lightning.app.asked import data_of
+from gnnrl_lightning.app.asked import Asked, ask
 from gnnrl_lightning.app.config import SearchConfig, register, typed
 from gnnrl_lightning.app.launch import keep_freed_memory
+from gnnrl_lightning.app.prepared import prepare
+from gnnrl_lightning.app.run import open_run
 from gnnrl_lightning.core.files import write_json
 from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.measure import test_top1
-from gnnrl_lightning.library.components import build
-from gnnrl_lightning.models.factory import ModelSpec, create_model, preprocessing_of
 from gnnrl_lightning.problem.environment import PruningEnv
-from gnnrl_lightning.reconstruction.reconstruction import Reconstruction
 from gnnrl_lightning.searching.agents.start import DrawsNear
-from gnnrl_lightning.training.fitting import device_of, fit
+from gnnrl_lightning.training.fitting import fit
 
 PLANS = 20
 """Of each kind."""
@@ -73,51 +71,39 @@ def plans_of(env: PruningEnv, kind: str, best: Tensor) -> list[Tensor]:
 
 def study(overrides: list[str], out: Path) -> list[dict[str, Any]]:
     """Every kind of reward, and top-1 after fine-tuning in %, one row a plan."""
-    configs = {name: compose("search", [*overrides, *SAME, *extra]) for name, extra in REWARDS.items()}
-    config = next(iter(configs.values()))
-    cfg: SearchConfig = typed(config, SearchConfig)
-    spec, device = ModelSpec.from_config(config.model), device_of(config)
-    data = data_of(config, preprocessing_of(spec, cfg.weights), cfg.reward_split)
-    data.prepare_data()
-    data.setup()
-    original = create_model(spec, data.num_classes, data.image_size, cfg.weights)
-    example = torch.zeros(1, 3, data.image_size, data.image_size)
-    start = starting_point(original, example, spec, cfg, None)
-    cost = build(config.cost, topology=start.topology, network=original, device=device)
-    env = PruningEnv(start.topology, cost, cfg.budget, lambda widths: 0.0, cfg.max_steps)
-    reward = data.tensors("reward")
-    count = min(cfg.reward_images or len(reward[1]), len(reward[1]))
-    evaluators = {}
-    for name, each in configs.items():
-        own: SearchConfig = typed(each, SearchConfig)
-        recovery, importance = build(each.recovery), build(each.importance)
-        images = data.tensors("train", max(recovery.images, own.refit.images))
-        task = env.task(list, reconstruction=Reconstruction(start.model, start.topology, images[0], own.refit))
-        evaluators[name] = Evaluator(
-            start.model, task, start.remove, importance, recovery, reward, images, count,
-            data.eval_batch_size, device, config.trainer.precision, original if own.reward == "kl" else None,
-        )  # fmt: skip
-    refitted = evaluators["refitted, bn"]
+    searches = {name: _search([*overrides, *SAME, *extra]) for name, extra in REWARDS.items()}
+    evaluators = {name: evaluator for name, (_, _, evaluator) in searches.items()}
+    asked, env, refitted = searches["refitted, bn"]
     # All remove the same channels: those that go first where weights are refitted.
     for evaluator in evaluators.values():
         evaluator.ranking = refitted.ranking
     best = max(refitted.plans.values(), key=refitted)
     rows: list[dict[str, Any]] = json.loads(out.read_text()) if out.is_file() else []
     todo = [(kind, widths) for kind in KINDS for widths in plans_of(env, kind, best)]
+    data, device = asked.data, asked.run.device
     for number, (kind, widths) in enumerate(track(todo, "plans")):
         if number < len(rows):
             continue
         row: dict[str, Any] = {"kind": kind, "widths": widths.tolist()}
         row |= {name: evaluator(widths) for name, evaluator in evaluators.items()}
-        L.seed_everything(cfg.seed, workers=True, verbose=False)
+        L.seed_everything(asked.cfg.seed, workers=True, verbose=False)
         network = refitted.network(widths)
         row["pruned"] = test_top1(network, data.test_dataloader(), device, "pruned")
         with tempfile.TemporaryDirectory() as folder:
-            fit(network, data, cfg.finetune, "finetune", config, [], Path(folder) / "finetune.ckpt")
+            fit(network, data, asked.cfg.finetune, "finetune", asked.run, Path(folder) / "finetune.ckpt")
         row["fine-tuned"] = test_top1(network, data.test_dataloader(), device, "fine-tuned")
         rows.append(row)
         write_json(out, rows)
     return rows
+
+
+def _search(overrides: list[str]) -> tuple[Asked, PruningEnv, Evaluator]:
+    """A search that could begin."""
+    config = compose("search", overrides)
+    cfg: SearchConfig = typed(config, SearchConfig)
+    asked = ask(open_run(config), cfg)
+    prepared, _ = prepare(asked)
+    return asked, prepared.env, prepared.begin(asked.run.device, asked.data.eval_batch_size, cfg.trainer["precision"])
 
 
 def interval(rewards: list[float], after: list[float]) -> tuple[float, float]:

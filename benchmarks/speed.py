@@ -30,6 +30,7 @@ from gnnrl_lightning.app.config import register
 from gnnrl_lightning.cost.flops import Flops
 from gnnrl_lightning.data import IMAGENET, HeldImages
 from gnnrl_lightning.evaluation.evaluator import Evaluator
+from gnnrl_lightning.evaluation.judge import Judge
 from gnnrl_lightning.evaluation.recovery import BatchNormRecovery, NoRecovery, recalibrate
 from gnnrl_lightning.importance.magnitude import Magnitude
 from gnnrl_lightning.importance.reconstruction import ReconstructionError
@@ -148,9 +149,8 @@ def closed_form(device: torch.device, depth: int = 56) -> ClosedForm:
     def found() -> Evaluator:
         task = env.task(list, reconstruction=Reconstruction(model, topology, images.to(device), RefitConfig()))
         recovery = BatchNormRecovery(512, 128)
-        evaluator = Evaluator(
-            model, task, prune, ReconstructionError(), recovery, data, data, IMAGES, BATCH, device
-        )  # fmt: skip
+        judge = Judge(data, IMAGES, BATCH, device)
+        evaluator = Evaluator(model, task, prune, ReconstructionError(), recovery, data, judge)
         assert evaluator.plans
         return evaluator
 
@@ -182,7 +182,7 @@ def timed_search(
     data = images, torch.randint(10, (count,))
     env = PruningEnv(topology, Flops(topology), BUDGET, lambda widths: evaluator(widths))
     task = env.task(lambda: evaluator.ranking.scores)
-    evaluator = Evaluator(model, task, prune, Magnitude(1), NoRecovery(), data, data, count, BATCH, device)
+    evaluator = Evaluator(model, task, prune, Magnitude(1), NoRecovery(), data, Judge(data, count, BATCH, device))
     module = SearchModule(build(config.agent, task=task), env, EPISODES * ITERATIONS, seed=0, settings={})
     clock = Clock(evaluator, images.to(device, memory_format=torch.channels_last)[:])
     trainer = L.Trainer(

@@ -5,7 +5,7 @@ import sys
 import torch
 from torch import distributed, multiprocessing
 
-from gnnrl_lightning.training.fitting import agreed
+from gnnrl_lightning.training.run import agreed
 
 
 def main(rank: int, folder: str) -> None:

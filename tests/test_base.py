@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from gnnrl_lightning.data import IMAGENET, DigitsDataModule
@@ -13,19 +12,23 @@ from gnnrl_lightning.models.weights import load_weights, read_weights
 from gnnrl_lightning.settings import FitConfig
 from gnnrl_lightning.training import base
 from gnnrl_lightning.training.base import save_weights, train_base
+from gnnrl_lightning.training.run import Run
 
 DATA = dict(name="digits", num_classes=10, size=32, test_images=360, reward_images=300, batch_size=128,
             eval_batch_size=500, epochs=12)  # fmt: skip
 TRAINER = dict(accelerator="cpu", devices=1, strategy="auto", precision="32-true", deterministic="warn")
 
 
-def config(folder: Path, **changes: Any) -> DictConfig:
-    whole = OmegaConf.create(
-        {"data": DATA, "trainer": TRAINER, "seed": 0, "paths": {"cache": str(folder), "run": str(folder / "run")}}
-    )
+def run_in(folder: Path, **changes: Any) -> Run:
+    paths = {"cache": str(folder), "run": str(folder / "run")}
+    settings: dict[str, Any] = {"data": dict(DATA), "trainer": dict(TRAINER), "seed": 0, "paths": paths}
     for name, value in changes.items():
-        OmegaConf.update(whole, name.replace("__", "."), value)
-    return whole
+        group, _, setting = name.partition("__")
+        if setting:
+            settings[group][setting] = value
+        else:
+            settings[group] = value
+    return Run(Path(paths["run"]), settings, lambda: settings["trainer"])
 
 
 @pytest.fixture
@@ -43,9 +46,9 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def trained(folder: Path, lr: float = 0.1, name: str = "tiny", program: str = "linear", **changes: Any) -> Tensor:
     model = nn.Linear(2, 3)
-    settings = config(folder, **changes)
-    data = DigitsDataModule(**settings.data, preprocessing=IMAGENET, seed=0)
-    train_base(model, ModelSpec("cifar", name), program, data, FitConfig(epochs=1, lr=lr), settings, [])
+    run = run_in(folder, **changes)
+    data = DigitsDataModule(**run.settings["data"], preprocessing=IMAGENET, seed=0)
+    train_base(model, ModelSpec("cifar", name), program, data, FitConfig(epochs=1, lr=lr), run)
     return model.weight.detach()
 
 
@@ -80,12 +83,12 @@ def test_what_shapes_the_network_needs_a_training(
 
 
 def test_a_diverged_network_is_refused_and_not_kept(tmp_path: Path) -> None:
-    settings = config(tmp_path, callbacks=None)
-    data = DigitsDataModule(**settings.data, preprocessing=IMAGENET, seed=0)
+    run = run_in(tmp_path)
+    data = DigitsDataModule(**run.settings["data"], preprocessing=IMAGENET, seed=0)
     data.setup()
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     with pytest.raises(ValueError, match=r"base training diverged \(1\.\w+ is not finite\) .* lower base\.lr"):
-        train_base(model, ModelSpec("cifar", "tiny"), "linear", data, FitConfig(epochs=2, lr=1e38), settings, [])
+        train_base(model, ModelSpec("cifar", "tiny"), "linear", data, FitConfig(epochs=2, lr=1e38), run)
     assert not list(tmp_path.glob("*.safetensors"))
 
 

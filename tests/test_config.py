@@ -123,6 +123,12 @@ def test_a_group_that_is_missing_is_named(group: str) -> None:
         typed(composed("search", "model=resnet20", "budget=0.5", f"~{group}"), SearchConfig)
 
 
+@pytest.mark.parametrize(("source", "key"), [("torchvision", "name"), ("timm", "name"), ("module", "target")])
+def test_a_network_must_be_named(source: str, key: str) -> None:
+    with pytest.raises(ValueError, match=rf"^model\.{key} is missing; add model\.{key}="):
+        typed(composed("search", f"model={source}", "budget=0.5"), SearchConfig)
+
+
 def test_the_schema_is_what_a_run_gets() -> None:
     config = search_config("data=cifar10", "finetune.lr=0.2", "exclude=[conv1,fc]")
     assert isinstance(config, SearchConfig) and type(config.budget) is float

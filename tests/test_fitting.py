@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 from commands import run
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from gnnrl_lightning.data import IMAGENET, DigitsDataModule
 from gnnrl_lightning.evaluation.reward import correct
 from gnnrl_lightning.settings import FitConfig
-from gnnrl_lightning.training.fitting import agreed, fit
+from gnnrl_lightning.training.fitting import fit
+from gnnrl_lightning.training.progress import FitProgress
+from gnnrl_lightning.training.run import Run, agreed
 from gnnrl_lightning.training.supervised import Curve
 
 SMALL = dict(name="digits", num_classes=10, size=8, test_images=800, reward_images=600, batch_size=64,
@@ -40,10 +41,10 @@ def tiny_network() -> nn.Module:
 def fit_digits(folder: Path, network: nn.Module, stage: str = "finetune", validated: int = 1, **settings: Any) -> Curve:
     """What a run does to a network, or what a second one does after the first was killed in the same folder."""
     trainer = {"accelerator": "cpu", "devices": 1, "check_val_every_n_epoch": validated}
-    bar = {"_target_": "gnnrl_lightning.training.progress.FitProgress"}
-    config = {"seed": 0, "data": SMALL, "trainer": trainer, "callbacks": {"bar": bar}, "paths": {"run": str(folder)}}
+    told = {"seed": 0, "data": SMALL, "trainer": trainer}
+    whole = Run(folder, told, lambda: trainer, lambda: [FitProgress()])
     fitting = FitConfig(**{"lr": 0.02, "mixup": 0.2} | settings)
-    return fit(network, digits(), fitting, stage, OmegaConf.create(config), [], folder / "last.ckpt")
+    return fit(network, digits(), fitting, stage, whole, folder / "last.ckpt")
 
 
 def reward_top1(network: nn.Module) -> float:

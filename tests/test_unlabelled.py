@@ -165,7 +165,7 @@ COMPLETE = ("reward=kl", "weights=net.pt", "finetune.epochs=0")
 def test_what_needs_labels_is_refused(composed: Any, changes: list[str], said: str) -> None:
     def check(*overrides: str) -> None:
         config = composed("search", "model=resnet20", "budget=0.5", *overrides)
-        check_search(config, typed(config, SearchConfig))
+        check_search(typed(config, SearchConfig))
 
     with pytest.raises(ValueError) as raised:
         check(*UNLABELLED, *COMPLETE, *changes)
@@ -177,10 +177,10 @@ def test_what_needs_labels_is_refused(composed: Any, changes: list[str], said: s
 def test_what_needs_no_labels_is_not_refused(composed: Any, importance: str) -> None:
     changes = [f"importance={importance}", "finetune.epochs=1", "finetune.distill=1"]
     config = composed("search", "model=resnet20", "budget=0.5", *UNLABELLED, *COMPLETE, *changes)
-    check_search(config, typed(config, SearchConfig))
+    check_search(typed(config, SearchConfig))
 
 
 def test_a_base_network_is_not_trained_without_labels(composed: Any) -> None:
     config = composed("train", "model=resnet20", *UNLABELLED)
     with pytest.raises(ValueError, match="or give labelled images with data="):
-        check_training(config, typed(config, TrainConfig))
+        check_training(typed(config, TrainConfig))

@@ -8,11 +8,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from gnnrl_lightning.app.agent import check_resume
-from gnnrl_lightning.app.config import SearchConfig
+from gnnrl_lightning.app.config import SearchConfig, TrainConfig
 from gnnrl_lightning.app.export import check_formats
 from gnnrl_lightning.app.unlabelled import check_search
 from gnnrl_lightning.core.checks import UserError
@@ -24,7 +23,7 @@ from gnnrl_lightning.problem.problem import Problem, check_stages, make_prunable
 from gnnrl_lightning.pruning.apply import load_pruned
 from gnnrl_lightning.pruning.plan import PruningPlan
 from gnnrl_lightning.pruning.surgery import prune
-from gnnrl_lightning.training.fitting import device_of
+from gnnrl_lightning.training.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -34,20 +33,16 @@ class Asked:
     """One stage of a search.
 
     Attributes:
-        config: All settings.
-        cfg: Those of the search.
-        folder: The run's.
-        device: Where networks run.
+        run: Its folder and devices.
+        cfg: The settings.
         spec: How the network is built.
         data: Its images, set up.
         earlier: The plan of the stage before, if there was one.
         problem: The network and the budget.
     """
 
-    config: DictConfig
+    run: Run
     cfg: SearchConfig
-    folder: Path
-    device: torch.device
     spec: ModelSpec
     data: ImageDataModule
     earlier: PruningPlan | None
@@ -69,7 +64,7 @@ class Asked:
         return {
             "model": {"spec": self.spec.to_dict(), "num_classes": data.num_classes, "image_size": data.image_size},
             "data": {
-                "config": OmegaConf.to_container(self.config.data, resolve=True),
+                "config": self.cfg.data,
                 "preprocessing": asdict(data.preprocessing),
                 "reward_split": data.reward_split,
             },
@@ -77,24 +72,23 @@ class Asked:
         }
 
 
-def ask(config: DictConfig, cfg: SearchConfig, folder: Path) -> Asked:
+def ask(run: Run, cfg: SearchConfig) -> Asked:
     """Checks the settings, prepares the images, builds and traces the network.
 
     Args:
-        config: All settings.
-        cfg: Those of the search.
-        folder: The run's; nothing in it changes.
+        run: In whose folder nothing changes yet.
+        cfg: The settings.
 
     Raises:
         UserError: If something is at fault.
     """
-    check_resume(config, folder)
-    check_search(config, cfg)
+    check_resume(run)
+    check_search(cfg)
     check_formats(cfg.export)
-    spec = ModelSpec.from_config(config.model)
-    check_model(spec, config.data.num_classes, cfg.weights)
+    spec = ModelSpec.from_config(cfg.model)
+    check_model(spec, cfg.data["num_classes"], cfg.weights)
     earlier = PruningPlan.load(cfg.plan) if cfg.plan else None  # before anything is downloaded
-    data = data_of(config, preprocessing_of(spec, cfg.weights), cfg.reward_split)
+    data = data_of(cfg, preprocessing_of(spec, cfg.weights), cfg.reward_split)
     data.prepare_data()
     data.setup()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -108,13 +102,14 @@ def ask(config: DictConfig, cfg: SearchConfig, folder: Path) -> Asked:
         left = load_pruned(Path(str(cfg.plan)).parent, copy.deepcopy(original))
         prunable = prune_again(prunable, left, earlier, cfg)
     log.info("channels are removed by %s", "surgery" if prunable.remove is prune else "rewriting the traced graph")
-    device = device_of(config)
-    cost = build(config.cost, topology=prunable.unpruned, network=prunable.deployed, device=device)
-    return Asked(config, cfg, folder, device, spec, data, earlier, Problem(prunable, cost, cfg.budget))
+    cost = build(cfg.cost, topology=prunable.unpruned, network=prunable.deployed, device=run.device)
+    return Asked(run, cfg, spec, data, earlier, Problem(prunable, cost, cfg.budget))
 
 
-def data_of(config: DictConfig, preprocessing: Preprocessing, reward_split: str = TRAIN) -> ImageDataModule:
+def data_of(
+    cfg: SearchConfig | TrainConfig, preprocessing: Preprocessing, reward_split: str = TRAIN
+) -> ImageDataModule:
     """The data module, checked before anything is downloaded or decoded."""
-    data: ImageDataModule = build(config.data, preprocessing=preprocessing, seed=config.seed, reward_split=reward_split)
+    data: ImageDataModule = build(cfg.data, preprocessing=preprocessing, seed=cfg.seed, reward_split=reward_split)
     data.check()
     return data

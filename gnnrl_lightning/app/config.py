@@ -123,7 +123,7 @@ _STAGES = (None, "base", "finetune", "evaluate")
 
 
 def typed(config: DictConfig, schema: type[SearchConfig] | type[TrainConfig]) -> Any:
-    """The scalars of a composed configuration as a checked dataclass; groups stay as configuration nodes.
+    """A composed configuration as a checked dataclass, its groups as plain values.
 
     Raises:
         UserError: If a value is missing or out of range, with the override to type.
@@ -142,7 +142,7 @@ def typed(config: DictConfig, schema: type[SearchConfig] | type[TrainConfig]) ->
         if each.type in (FitConfig, RefitConfig, FinishConfig):
             values[name] = each.type(**resolved[name])
         else:
-            values[name] = config[name] if each.type is Any else resolved[name]
+            values[name] = resolved[name]
     result = schema(**values)
     result.check()
     return result

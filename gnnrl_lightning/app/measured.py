@@ -39,14 +39,14 @@ def results_of(
         whole: The winner's reward on the whole reward split.
         clock: When each part of the run began.
     """
-    cfg, data, problem, device = asked.cfg, asked.data, asked.problem, asked.device
+    cfg, data, problem, device = asked.cfg, asked.data, asked.problem, asked.run.device
     env, network, original, reward = prepared.env, outcome.network, asked.original, prepared.reward
-    exported = check_saved(network, original, reward[0][:8], asked.folder)
-    exported |= export(network, reward[0][:8], cfg.export, asked.folder)
+    exported = check_saved(network, original, reward[0][:8], asked.run.folder)
+    exported |= export(network, reward[0][:8], cfg.export, asked.run.folder)
     protocol = Protocol(cfg.reward, cfg.reward_split, data.labelled, data.provenance)
-    write_card(asked.folder, outcome.plan, network, outcome.top1, exported, protocol)
+    write_card(asked.run.folder, outcome.plan, network, outcome.top1, exported, protocol)
     unpruned = problem.prunable.unpruned
-    write_layers(asked.folder / "layers.json", unpruned, outcome.sizes["pruned"])
+    write_layers(asked.run.folder / "layers.json", unpruned, outcome.sizes["pruned"])
     batches = [reward[0][: min(count, len(reward[1]))] for count in (1, 32)]
     names, networks = list(outcome.networks), list(outcome.networks.values())
     measured = [dict(zip(names, speeds(networks, batch, device), strict=True)) for batch in batches]

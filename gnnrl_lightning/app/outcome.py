@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
@@ -53,7 +52,6 @@ def hand_on(
     prepared: Preparation,
     evaluator: Evaluator,
     widths: Tensor,
-    logger: list[Logger],
     clock: dict[str, float],
 ) -> Outcome:
     """Builds, finishes, fine-tunes, tests and saves the winner.
@@ -63,7 +61,6 @@ def hand_on(
         prepared: The search.
         evaluator: What gave its rewards.
         widths: The winner's, [G].
-        logger: Where metrics go.
         clock: Gets the time when fine-tuning begins.
     """
     cfg, data, problem, original = asked.cfg, asked.data, asked.problem, asked.original
@@ -72,7 +69,7 @@ def hand_on(
     about = {"budget": cfg.budget, "cost": problem.cost.name, "seed": cfg.seed, "agent": choice("agent")}
     plan = replace(asked.earlier.then(plan) if asked.earlier else plan, **asked.told(**about))
     tunes = bool(cfg.finetune.epochs and cfg.finetune.max_steps)
-    shown = partial(data.training_images, cfg.finish.batch_size, asked.device, evaluator.layout)
+    shown = partial(data.training_images, cfg.finish.batch_size, asked.run.device, evaluator.layout)
     delivered = deliver(evaluator, kept, cfg, shown, learns_on=tunes)
     opened = opening(prepared.env, evaluator.plans) if prepared.task.plans else None
     outcome = Outcome(plan, widths, delivered, delivered.final.network, opened, {}, {}, {})
@@ -84,25 +81,25 @@ def hand_on(
         test("closed-form", evaluator.network(opened), placed(names, opened, unpruned))
     test("pruned", outcome.network, planned_widths(unpruned, plan))
     write = rank_zero_only(save_pruned)
-    write(asked.folder, outcome.network, plan)
+    write(asked.run.folder, outcome.network, plan)
     if delivered.finished:
         outcome.network = delivered.network
         test("finished", outcome.network)
-        write(asked.folder, outcome.network, plan)
+        write(asked.run.folder, outcome.network, plan)
     clock["finetune"] = time.perf_counter()
     if tunes:
-        checkpoint = asked.folder / "checkpoints" / "finetune.ckpt"
+        checkpoint = asked.run.folder / "checkpoints" / "finetune.ckpt"
         teacher = original if cfg.finetune.distill else None
         network = outcome.network
-        outcome.curve = fit(network, data, cfg.finetune, "finetune", asked.config, logger, checkpoint, teacher)
+        outcome.curve = fit(network, data, cfg.finetune, "finetune", asked.run, checkpoint, teacher)
         checkpoint.unlink(missing_ok=True)  # another winner of this search must not go on from it
         test("fine-tuned", network)
-        write(asked.folder, network, plan)
+        write(asked.run.folder, network, plan)
     outcome.networks["pruned"] = outcome.network
     return outcome
 
 
 def _test(outcome: Outcome, asked: Asked, name: str, network: nn.Module, widths: Tensor | None = None) -> None:
-    outcome.top1[name] = test_top1(network, asked.data.test_dataloader(), asked.device, name)
+    outcome.top1[name] = test_top1(network, asked.data.test_dataloader(), asked.run.device, name)
     if widths is not None:
         outcome.networks[name], outcome.sizes[name] = network, widths

@@ -12,7 +12,6 @@ from gnnrl_lightning.data import ImageDataModule
 from gnnrl_lightning.library.components import build
 from gnnrl_lightning.searching.agents.protocol import Agent
 from gnnrl_lightning.searching.preparation import Preparation, wanted_images
-from gnnrl_lightning.training.fitting import ranks_of
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +25,8 @@ def prepare(asked: Asked) -> tuple[Preparation, Agent]:
     Raises:
         UserError: If a setting of a part is at fault, or the budget cannot be met.
     """
-    config, cfg, problem, data = asked.config, asked.cfg, asked.problem, asked.data
-    importance, recovery = build(config.importance), build(config.recovery)
+    cfg, problem, data = asked.cfg, asked.problem, asked.data
+    importance, recovery = build(cfg.importance), build(cfg.recovery)
     env = problem.environment(cfg.max_steps)
     if asked.earlier is not None and problem.cost_of(problem.topology.full_widths()) <= env.allowed:
         raise UserError(f"plan={cfg.plan} is within budget={cfg.budget:g} already; give a lower budget.")
@@ -41,15 +40,15 @@ def prepare(asked: Asked) -> tuple[Preparation, Agent]:
         int(problem.topology.full_widths().sum()),
     )
     if not data.labelled:
-        label(data, asked.original, asked.device)
+        label(data, asked.original, asked.run.device)
     if hasattr(importance, "check"):
         importance.check(problem.topology)
     training = data.tensors("train", _needed(wanted_images(cfg, importance, recovery), data))
     # Seeded anew, so that the agent starts alike whether the base network is trained now or comes from a file.
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    episodes = -(-cfg.episodes // ranks_of(config))
+    episodes = -(-cfg.episodes // asked.run.ranks)
     prepared = Preparation(problem, env, cfg, importance, recovery, training, data.tensors("reward"), episodes)
-    return prepared, build(config.agent, task=prepared.task)
+    return prepared, build(cfg.agent, task=prepared.task)
 
 
 def _needed(wanted: dict[str, int | None], data: ImageDataModule) -> int:

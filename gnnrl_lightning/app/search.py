@@ -10,13 +10,14 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from gnnrl_lightning.app.agent import begin, check_stage, has_ended, run_agent
+from gnnrl_lightning.app.agent import check_stage, run_agent
 from gnnrl_lightning.app.asked import ask
 from gnnrl_lightning.app.config import SearchConfig, typed
 from gnnrl_lightning.app.measured import results_of
 from gnnrl_lightning.app.outcome import hand_on
 from gnnrl_lightning.app.prepared import prepare
 from gnnrl_lightning.app.results import curves
+from gnnrl_lightning.app.run import begin, has_ended, open_run
 from gnnrl_lightning.app.tracking import log_input, log_metrics, log_run, open_loggers
 from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.core.files import write_json
@@ -24,7 +25,7 @@ from gnnrl_lightning.models.factory import ModelSpec
 from gnnrl_lightning.report.page import write_report
 from gnnrl_lightning.report.tables import stage_table
 from gnnrl_lightning.training.base import train_base
-from gnnrl_lightning.training.fitting import agreed, join_ranks
+from gnnrl_lightning.training.run import agreed
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def search(config: DictConfig) -> float:
         folder = Path(config.paths.run) / "stages" / str(number)
         part = {"budget": cfg.budget ** (number / cfg.stages), "paths": {"run": str(folder)}, "export": []}
         stage = cast(DictConfig, OmegaConf.merge(config, part))
-        if not check_stage(stage, folder):
+        if not check_stage(open_run(stage)):
             log.info("stage %d of %d", number, cfg.stages)
             _prune(stage)
         config = cast(DictConfig, OmegaConf.merge(config, {"plan": str(folder / "plan.json")}))
@@ -58,28 +59,29 @@ def search(config: DictConfig) -> float:
 def _prune(config: DictConfig) -> float:
     """One stage: a search, the network that it found, its fine-tuning and its report."""
     cfg: SearchConfig = typed(config, SearchConfig)
-    folder = Path(config.paths.run)
-    if has_ended(config, folder):
+    run = open_run(config)
+    folder = run.folder
+    if has_ended(run):
         log.info("%s has ended with these settings; it is not run again", folder)
         return cast(float, json.loads((folder / "results.json").read_text())["reward"]["whole_split"])
-    asked = ask(config, cfg, folder)
+    asked = ask(run, cfg)
     clock = {"base": time.perf_counter()}
     prepared, agent = prepare(asked)
-    rank_zero_only(begin)(config, folder)
+    rank_zero_only(begin)(run)
     spec, data, original = asked.spec, asked.data, asked.original
-    with open_loggers(config, "search") as logger:
+    with open_loggers(run, "search") as logger:
         if asked.earlier is not None:
             log_input(logger, Path(str(cfg.plan)).parent, f"{spec.name}-{data.name}", asked.earlier.about)
         if cfg.weights is None:
             program = str(asked.problem.prunable.unpruned.program)
-            train_base(original, spec, program, data, cfg.base, config, logger)
-        join_ranks(config)
+            train_base(original, spec, program, data, cfg.base, run)
+        run.join()
         clock["search"] = time.perf_counter()
-        evaluator = prepared.begin(asked.device, data.eval_batch_size, config.trainer.precision)
-        module = run_agent(config, cfg, agent, prepared.env, folder, logger, prepared.task.plans)
+        evaluator = prepared.begin(run.device, data.eval_batch_size, cfg.trainer["precision"])
+        module = run_agent(run, cfg, agent, prepared.env, prepared.task.plans)
         widths, whole = agreed(evaluator.winner(module.finalists(cfg.finalists), module.best["reward"]))
         clock["finish"] = time.perf_counter()
-        outcome = hand_on(asked, prepared, evaluator, widths, logger, clock)
+        outcome = hand_on(asked, prepared, evaluator, widths, clock)
         clock["end"] = time.perf_counter()
         tested = {f"test_top1/{name}": top1 for name, top1 in outcome.top1.items()}
         log_metrics(logger, {"search/winner_reward": whole} | tested)

@@ -13,10 +13,10 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
 
 from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.core.files import write_json
+from gnnrl_lightning.training.run import Run
 
 _FILES = ("plan.json", "pruned.safetensors", "README.md", "report.html", "results.json")
 _MADE_BY = "wandb.json"
@@ -24,40 +24,42 @@ _MADE_BY = "wandb.json"
 
 
 @contextmanager
-def open_loggers(config: DictConfig, job_type: str) -> Iterator[list[Logger]]:
+def open_loggers(run: Run, job_type: str) -> Iterator[list[Logger]]:
     """The loggers of `conf/logger`; several are possible. Closed at the end, with an exit code if the run failed.
 
     Jobs of one sweep share the process: a W&B run that is not finished would swallow the next one.
 
     Args:
-        config: The whole configuration, which is logged too.
+        run: Has them from now on; its settings are logged too.
         job_type: What W&B is told the run does, unless the configuration names something else. Only the program knows:
             `train.py` trains, fine-tunes or evaluates, and its plan decides.
 
     Raises:
         UserError: If W&B is to be online and does not know the user.
     """
-    nodes = [node for node in (config.logger or {}).values() if isinstance(node, DictConfig) and "_target_" in node]
+    nodes = [node for node in (run.settings["logger"] or {}).values() if isinstance(node, dict) and "_target_" in node]
     logger: list[Logger] = []
     failed = 1
     try:
         for node in nodes:
-            known = {"job_type": job_type, "group": _group()} if str(node._target_).endswith("WandbLogger") else {}
+            known = {"job_type": job_type, "group": _group()} if str(node["_target_"]).endswith("WandbLogger") else {}
             each = instantiate(node, **{name: value for name, value in known.items() if node.get(name) is None})
             logger.append(each)
             if isinstance(each, WandbLogger):
                 _begin(each)
-            each.log_hyperparams(OmegaConf.to_container(config, resolve=True))
-        for run in _runs(logger):
-            run.define_metric("search/episode")
-            run.define_metric("search/*", step_metric="search/episode")
-            run.define_metric("losses/*", step_metric="search/episode")
-            run.define_metric("search/best_reward", step_metric="search/episode", summary="max")
+            each.log_hyperparams(run.settings)
+        for each in _runs(logger):
+            each.define_metric("search/episode")
+            each.define_metric("search/*", step_metric="search/episode")
+            each.define_metric("losses/*", step_metric="search/episode")
+            each.define_metric("search/best_reward", step_metric="search/episode", summary="max")
             for stage in ("base", "finetune"):
-                run.define_metric(f"{stage}/reward_top1", summary="max")
+                each.define_metric(f"{stage}/reward_top1", summary="max")
+        run.logger = logger
         yield logger
         failed = 0
     finally:
+        run.logger = []
         for each in logger:
             each.finalize("failed" if failed else "success")  # the CSV logger writes what it still holds
         if any(isinstance(each, WandbLogger) for each in logger):

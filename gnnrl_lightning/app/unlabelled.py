@@ -1,8 +1,6 @@
 """Images without labels (`data.labels=false`): what can be done with them, and what stands in for the labels."""
 
 import torch
-from hydra.utils import get_class
-from omegaconf import DictConfig
 from rich.progress import track
 from torch import nn
 
@@ -10,15 +8,16 @@ from gnnrl_lightning.app.config import SearchConfig, TrainConfig
 from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.core.layout import to_fastest_layout
 from gnnrl_lightning.data import ImageDataModule
+from gnnrl_lightning.library.components import target
 
 
-def check_search(config: DictConfig, cfg: SearchConfig) -> None:
+def check_search(cfg: SearchConfig) -> None:
     """Before any work.
 
     Raises:
         UserError: If the images have no labels and something of the search needs them.
     """
-    if _labelled(config):
+    if _labelled(cfg):
         return
     tuned = cfg.finetune.epochs > 0 and cfg.finetune.max_steps != 0
     needing = {
@@ -33,20 +32,20 @@ def check_search(config: DictConfig, cfg: SearchConfig) -> None:
         "importance": "importance=l1, or another that needs none",
         "recovery": "recovery=bn",
     }.items():
-        kind = get_class(config[group]._target_)
+        kind = target(getattr(cfg, group)["_target_"])
         needing[f"the {group} {kind.__name__}"] = (getattr(kind, "needs_labels", False), f"add {instead}")
     for setting, (needs, instead) in needing.items():
         if needs:
             raise UserError(f"data.labels=false, but {setting} needs labels; {instead}.")
 
 
-def check_training(config: DictConfig, cfg: TrainConfig) -> None:
+def check_training(cfg: TrainConfig) -> None:
     """Before any work.
 
     Raises:
         UserError: If the images have no labels and there is no other network to learn from alone.
     """
-    if not _labelled(config) and (cfg.teacher is None or cfg.fit.distill < 1):
+    if not _labelled(cfg) and (cfg.teacher is None or cfg.fit.distill < 1):
         raise UserError(
             f"data.labels=false, but fit.distill={cfg.fit.distill:g} and teacher={cfg.teacher} need labels; add "
             f"teacher=<weights of the unpruned network> fit.distill=1 to a plan=…, or give labelled images with data=…."
@@ -66,5 +65,5 @@ def label(data: ImageDataModule, network: nn.Module, device: torch.device) -> No
         images.labels = torch.cat(said)
 
 
-def _labelled(config: DictConfig) -> bool:
-    return bool(config.data.get("labels", True))
+def _labelled(cfg: SearchConfig | TrainConfig) -> bool:
+    return bool(cfg.data.get("labels", True))

@@ -62,7 +62,7 @@ def final_network(evaluator: Evaluator, kept: list[list[int]]) -> Final:
         return Final(network, "cut", {})
     # Of the same form, which has just been proved.
     refitted, cut = network, recovered(evaluator.remove(evaluator.model, evaluator.topology, kept))
-    rewards = {"refitted": evaluator.reward_of(refitted), "cut": evaluator.reward_of(cut)}
+    rewards = {"refitted": evaluator.judge.of_finished(refitted), "cut": evaluator.judge.of_finished(cut)}
     # Each layer is refitted by itself: in a network of chance weights all of them together may be worse than none.
     if rewards["cut"] > rewards["refitted"]:
         log.warning("weights are only cut: the reward is %(cut).2f so, refitted %(refitted).2f", rewards)
@@ -85,7 +85,7 @@ def refitted_in_sequence(evaluator: Evaluator, kept: list[list[int]], final: Fin
     log.info("sequential refit: layer after layer")
     again = evaluator.reconstruction.sequential_values(kept)
     other = verified(evaluator.model, evaluator.topology, kept, again).eval()
-    rewards = final.rewards | {"refitted in sequence": evaluator.reward_of(other)}
+    rewards = final.rewards | {"refitted in sequence": evaluator.judge.of_finished(other)}
     log.info("rewards on the whole reward split: %s", ", ".join(f"{name} {x:.2f}" for name, x in rewards.items()))
     if rewards["refitted in sequence"] > rewards["refitted"]:  # of equal ones the simple one
         return Final(other, "refitted in sequence", rewards)
@@ -133,12 +133,12 @@ def finished(
     Returns:
         None where the network cannot be run as a graph beside the unpruned one.
     """
-    model, topology = evaluator.model, evaluator.topology
+    model, topology, judge = evaluator.model, evaluator.topology, evaluator.judge
     try:
         student = rewrite(model, topology, kept)
         _copy_tensors(network, student)
         with torch.no_grad():
-            pairs = zip(*(tensors_in(call(each.eval(), evaluator.example)) for each in (student, network)), strict=True)
+            pairs = zip(*(tensors_in(call(each.eval(), judge.example)) for each in (student, network)), strict=True)
             differs = max(relative_error(mine, other) for mine, other in pairs)
     except Exception as failure:  # where surgery was right nobody has tried the graph before
         log.info("nothing is finished: %s does not run as a graph (%s)", type(network).__name__, failure)
@@ -169,11 +169,11 @@ def finished(
     last = losses[-_LAST:]
     error = losses[0], sum(last) / len(last)
     result.eval()
-    if evaluator.score is not None:
-        found = Finished(result, None, error, (evaluator.reward_of(network), evaluator.reward_of(result)))
+    if judge.score is not None:
+        found = Finished(result, None, error, (judge.of_finished(network), judge.of_finished(result)))
     else:
-        said = evaluator.said_by(model)
-        before, after = (divergence(said, evaluator.said_by(each)) for each in (network, result))
+        expected = judge.log_probabilities(model)
+        before, after = (divergence(expected, judge.log_probabilities(each)) for each in (network, result))
         found = Finished(result, (before, after), error)
     log.info(
         "finished: error of the activations %.3f to %.3f; %s %.4f to %.4f%s",

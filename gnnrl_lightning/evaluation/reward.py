@@ -43,7 +43,7 @@ def correct(model: nn.Module, images: Samples, labels: Tensor, batch_size: int) 
 
 
 @torch.no_grad()
-def said_of(model: nn.Module, images: Samples, count: int, batch_size: int) -> list[Tensor]:
+def log_probabilities(model: nn.Module, images: Samples, count: int, batch_size: int) -> list[Tensor]:
     """What a network says of the first `count` images: log-softmax along dimension 1 of every output that has one.
 
     Returns:
@@ -77,11 +77,11 @@ def _of_two(scores: Tensor) -> Tensor:
     return torch.cat([scores, torch.zeros_like(scores)], 1) if scores.shape[1] == 1 else scores
 
 
-def divergence(said: list[Tensor], network: list[Tensor]) -> float:
-    """KL(said ‖ network) in nats, the mean over images and positions, summed over outputs; both from `said_of`."""
+def divergence(expected: list[Tensor], given: list[Tensor]) -> float:
+    """KL(expected ‖ given) in nats, mean over images and positions, sum over outputs; see `log_probabilities`."""
     total = 0.0
-    for mine, other in zip(said, network, strict=True):
-        each = F.kl_div(other, mine, reduction="none", log_target=True).sum(1)
+    for target, other in zip(expected, given, strict=True):
+        each = F.kl_div(other, target, reduction="none", log_target=True).sum(1)
         # A network whose scores are no numbers has a bad reward, as it has with top-1, and not one no agent can take.
         total += float(each.double().nan_to_num(nan=_WORST, posinf=_WORST).mean())
     return total

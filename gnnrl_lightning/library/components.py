@@ -1,6 +1,7 @@
 """The parts of a search, from the files of conf/: agents, importances, recoveries, costs."""
 
 import inspect
+import pkgutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -31,8 +32,7 @@ def component(group: str, choice: Any, seed: int) -> tuple[Callable[..., Any], d
     options = sorted(path.stem for path in (_CONF / group).glob("*.yaml"))
     if name not in options:
         raise UserError(f"{group}={name!r} must be one of {', '.join(options)}, or an object; see docs/library.md.")
-    from hydra.utils import get_class
-    from omegaconf import OmegaConf
+    from omegaconf import OmegaConf  # imported here: nobody needs it to import the package
 
     context = {"seed": seed, "paths": {"cache": str(_CACHE)}, "part": OmegaConf.load(_CONF / group / f"{name}.yaml")}
     settings: Any = OmegaConf.to_container(OmegaConf.create(context), resolve=True)
@@ -40,11 +40,10 @@ def component(group: str, choice: Any, seed: int) -> tuple[Callable[..., Any], d
     alongside = {key: value for key, value in part.items() if key != group} if group in part else {}
     part = part.get(group, part)
     path = part.pop("_target_")
-    unknown = given.keys() - inspect.signature(get_class(path)).parameters.keys()
+    unknown = given.keys() - inspect.signature(target(path)).parameters.keys()
     if unknown:
         raise UserError(f"{group}={name!r} has no setting {', '.join(sorted(unknown))}; it has {', '.join(part)}.")
-    node = OmegaConf.merge({"_target_": path}, part, given)
-    return partial(build, node), alongside
+    return partial(build, {"_target_": path} | part | given), alongside
 
 
 def by_name(choice: Any) -> bool:
@@ -52,23 +51,36 @@ def by_name(choice: Any) -> bool:
     return isinstance(choice, str | Mapping)
 
 
-def build(node: Any, **arguments: Any) -> Any:
-    """Instantiates a group's `_target_`; what the configuration cannot hold comes as an argument.
+def target(path: str) -> Callable[..., Any]:
+    """What a `_target_` names.
 
-    Hydra only binds the values: a call through it would copy dataclasses and wrap the constructor's own errors.
+    Raises:
+        UserError: If there is no such thing.
+    """
+    try:
+        found: Callable[..., Any] = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"_target_={path} cannot be imported ({error}).") from error
+    return found
+
+
+def build(part: Mapping[str, Any], **arguments: Any) -> Any:
+    """Makes a part from its settings.
+
+    Args:
+        part: `_target_`, the dotted name of a class or function, and its arguments.
+        arguments: Those that no configuration can hold; they outweigh these.
 
     Raises:
         UserError: If a value is none of the target's, as where method= sets one and another choice takes its place.
     """
-    # Imported here: nobody needs Hydra to import the package.
-    from hydra.utils import instantiate
-
-    factory = instantiate(node, _partial_=True, _convert_="all")
-    parameters = inspect.signature(factory.func).parameters
-    unknown = factory.keywords.keys() - parameters.keys()
+    factory = target(part["_target_"])
+    values = {name: value for name, value in part.items() if name != "_target_"}
+    parameters = inspect.signature(factory).parameters
+    unknown = values.keys() - parameters.keys()
     if unknown and inspect.Parameter.VAR_KEYWORD not in {each.kind for each in parameters.values()}:
         raise UserError(
-            f"{', '.join(sorted(unknown))} cannot be set of {factory.func.__name__}; drop method=…, or the choice that "
+            f"{', '.join(sorted(unknown))} cannot be set of {factory.__name__}; drop method=…, or the choice that "
             f"does not go with it."
         )
-    return factory(**arguments)
+    return factory(**values | arguments)

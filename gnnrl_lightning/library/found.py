@@ -50,7 +50,7 @@ class Found:
         networks = {"original": self.problem.prunable.original, "pruned": self.delivered.final.network}
         if self.delivered.finished:
             networks["finished"] = self.delivered.network
-        return {name: self.explored.evaluator.reward_of(network) for name, network in networks.items()}
+        return {name: self.explored.evaluator.judge.of_finished(network) for name, network in networks.items()}
 
     def summary(self) -> str:
         """What it costs and what it is worth, as a table in text."""

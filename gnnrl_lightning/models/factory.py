@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from gnnrl_lightning.core.checks import UserError
@@ -27,24 +26,20 @@ class ModelSpec:
     """Further arguments of the network's constructor, JSON values only, e.g. {width_mult: 0.5}."""
 
     @classmethod
-    def from_config(cls, node: DictConfig | Mapping[str, Any]) -> "ModelSpec":
-        """The spec of the configuration's `model` node, or of what `to_dict` wrote into a file.
+    def from_config(cls, node: Mapping[str, Any]) -> "ModelSpec":
+        """The spec of the configuration's `model` node, which may name code of the user's own."""
+        # kwargs is null there, because Hydra refuses new keys in a mapping: model.kwargs={width_mult: 0.5} would fail.
+        return cls(node["source"], node["target" if "target" in node else "name"], dict(node.get("kwargs") or {}))
 
-        A file from elsewhere must never run code, and to build a network of the user's own is to run the code that is
-        named: so these come from the configuration alone, and from a file they raise UserError.
+    @classmethod
+    def from_file(cls, values: Mapping[str, Any]) -> "ModelSpec":
+        """The spec that `to_dict` wrote into a file.
+
+        Raises:
+            UserError: If it is of a network of the user's own: to build that is to run the code that is named, and a
+                file from elsewhere must never run code.
         """
-        if isinstance(node, DictConfig):
-            key = "target" if "target" in node.keys() else "name"  # noqa: SIM118 - `in` is false for ???
-            if OmegaConf.is_missing(node, key):
-                example = "my_net.build" if key == "target" else "resnet50"
-                raise UserError(
-                    f"model.{key} is missing; say which network of {node.source}, e.g. model={node.source} "
-                    f"model.{key}={example}."
-                )
-            values: Any = OmegaConf.to_container(node, resolve=True)
-            # null there, because Hydra refuses new keys in a mapping: model.kwargs={width_mult: 0.5} would be an error.
-            return cls(values["source"], values[key], values.get("kwargs") or {})
-        spec = cls(**node)  # type: ignore[arg-type]
+        spec = cls(**values)
         if spec.source == "module":
             raise UserError(
                 f"the plan is for a network of your own (model.target={spec.name!r}), and code that a file names is "
@@ -54,7 +49,7 @@ class ModelSpec:
         return spec
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable form, read back by `from_config`."""
+        """JSON-serialisable form, read back by `from_file`."""
         return asdict(self)
 
     @property

@@ -166,7 +166,7 @@ def _build(plan: PruningPlan, path: Path) -> nn.Module:
     if plan.model is None:
         raise UserError(f"{path} does not say how to build its network; pass it as model=….")
     try:
-        spec = ModelSpec.from_config(plan.model["spec"])
+        spec = ModelSpec.from_file(plan.model["spec"])
         num_classes, image_size = int(plan.model["num_classes"]), int(plan.model["image_size"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} does not say how to build its network ({error}); pass it as model=….") from error

@@ -53,7 +53,7 @@ def explore(prepared: Preparation, agent: Agent, evaluator: Evaluator, device: t
             devices=1 if device.index is None else [device.index],
             max_epochs=module.iterations,
             logger=False,
-            callbacks=[SearchProgress(Protocol(settings.reward if evaluator.score is None else SCORE))],
+            callbacks=[SearchProgress(Protocol(settings.reward if evaluator.judge.score is None else SCORE))],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,

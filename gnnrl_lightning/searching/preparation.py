@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gnnrl_lightning.core.samples import Samples
 from gnnrl_lightning.evaluation.evaluator import Evaluator, Recovery
+from gnnrl_lightning.evaluation.judge import Judge
 from gnnrl_lightning.evaluation.reward import Score
 from gnnrl_lightning.importance.ranking import Importance
 from gnnrl_lightning.importance.reconstruction import ReconstructionError
@@ -68,21 +69,11 @@ class Preparation:
             precision: The trainer's.
             score: What a reward is in place of `settings.reward`.
         """
-        prunable, count = self.problem.prunable, len(self.reward[0])
+        prunable, settings = self.problem.prunable, self.settings
+        unpruned = prunable.original if settings.reward == "kl" else None
+        judge = Judge(self.reward, settings.reward_images, batch_size, device, precision, unpruned, score)
         self._evaluator = Evaluator(
-            prunable.model,
-            self.task,
-            prunable.remove,
-            self.importance,
-            self.recovery,
-            self.reward,
-            self.training,
-            min(self.settings.reward_images or count, count),
-            batch_size,
-            device,
-            precision,
-            prunable.original if self.settings.reward == "kl" else None,
-            score,
+            prunable.model, self.task, prunable.remove, self.importance, self.recovery, self.training, judge
         )
         self.env.evaluate = self._evaluator
         return self._evaluator

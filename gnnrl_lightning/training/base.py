@@ -9,9 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save
 from torch import nn
 
@@ -22,6 +20,7 @@ from gnnrl_lightning.models.factory import ModelSpec
 from gnnrl_lightning.models.weights import load_weights
 from gnnrl_lightning.settings import FitConfig
 from gnnrl_lightning.training.fitting import fit
+from gnnrl_lightning.training.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +38,7 @@ def train_base(
     program: str,
     data: ImageDataModule,
     settings: FitConfig,
-    config: DictConfig,
-    logger: list[Logger],
+    run: Run,
 ) -> None:
     """Trains a network that has no weights, or takes it from the cache of earlier runs.
 
@@ -52,8 +50,7 @@ def train_base(
         program: What it computes, so that an edit of the user's own network is another network.
         data: What it is trained on.
         settings: How.
-        config: For the rest.
-        logger: Where metrics go.
+        run: For the rest.
 
     Raises:
         UserError: If training diverged; nothing is kept then.
@@ -61,22 +58,22 @@ def train_base(
     shaped_by = {
         "model": spec.to_dict(),
         "program": program,
-        **{group: _shaping(config, group) for group in _NOT_SHAPING},
-        "seed": config.seed,
+        **{group: _shaping(run, group) for group in _NOT_SHAPING},
+        "seed": run.settings["seed"],
         "training": asdict(settings),
         # Only where it is not as ever, so that networks from before there was a choice are found.
         **({"reward_split": data.reward_split} if data.reward_split != TRAIN else {}),
     }
     digest = hashlib.sha256(json.dumps(shaped_by, sort_keys=True).encode()).hexdigest()[:12]
-    path = Path(config.paths.cache) / f"{spec.name}-{data.name}-{digest}.safetensors"
+    path = Path(run.settings["paths"]["cache"]) / f"{spec.name}-{data.name}-{digest}.safetensors"
     if path.is_file():
         log.info("base network: %s, trained by an earlier run", path)
         load_weights(model, str(path))
         return
     log.info("base network: no weights given, so %s is trained on %s first", spec.name, data.name)
-    L.seed_everything(config.seed, workers=True, verbose=False)
-    checkpoint = Path(config.paths.run) / "checkpoints" / "base.ckpt"
-    fit(model, data, settings, "base", config, logger, checkpoint)
+    L.seed_everything(run.settings["seed"], workers=True, verbose=False)
+    checkpoint = run.folder / "checkpoints" / "base.ckpt"
+    fit(model, data, settings, "base", run, checkpoint)
     save_weights(path, model)
     checkpoint.unlink(missing_ok=True)
 
@@ -92,6 +89,5 @@ def save_weights(path: Path, model: nn.Module) -> None:
     write_bytes(path, save(state))
 
 
-def _shaping(config: DictConfig, group: str) -> dict[str, Any]:
-    settings: Any = OmegaConf.to_container(config[group], resolve=True)
-    return {name: value for name, value in settings.items() if name not in _NOT_SHAPING[group]}
+def _shaping(run: Run, group: str) -> dict[str, Any]:
+    return {name: value for name, value in run.settings[group].items() if name not in _NOT_SHAPING[group]}

@@ -6,7 +6,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from gnnrl_lightning.core.checks import UserError
 
@@ -51,9 +50,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return saved
 
 
-def settings_of(config: DictConfig, names: Iterable[str]) -> dict[str, Any]:
-    """Parts of a configuration by dotted names, without what only says how images are loaded."""
-    return {key: leaf for name in names for key, leaf in _leaves(OmegaConf.select(config, name), name).items()}
+def select(settings: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Some settings by dotted names, each leaf on its own, without what only says how images are loaded."""
+    return {key: leaf for name in names for key, leaf in _leaves(_at(settings, name), name).items()}
 
 
 def require_same(then: dict[str, Any], now: dict[str, Any]) -> None:
@@ -64,14 +63,13 @@ def require_same(then: dict[str, Any], now: dict[str, Any]) -> None:
         raise UserError(f"the checkpoint is of a run with {was}; resume with the same settings or start anew.")
 
 
-def _leaves(node: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(node, DictConfig):
-        node = OmegaConf.to_container(node, resolve=True)
+def _at(settings: Any, name: str) -> Any:
+    for key in name.split("."):
+        settings = settings.get(key) if isinstance(settings, dict) else None
+    return settings
+
+
+def _leaves(node: Any, path: str) -> dict[str, Any]:
     if not isinstance(node, dict):
-        plain = list(node) if isinstance(node, ListConfig) else node
-        return {} if path in _LOADING else {path: plain}
-    return {
-        name: leaf
-        for key, value in node.items()
-        for name, leaf in _leaves(value, f"{path}.{key}" if path else key).items()
-    }
+        return {} if path in _LOADING else {path: node}
+    return {name: leaf for key, value in node.items() for name, leaf in _leaves(value, f"{path}.{key}").items()}

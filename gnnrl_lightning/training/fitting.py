@@ -1,73 +1,28 @@
-"""Lightning from the configuration: trainers and supervised fits."""
+"""A supervised training under Lightning: fresh, or one that was stopped."""
 
 import logging
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning as L
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
 from torch import nn
 
 from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.core.layout import to_fastest_layout
 from gnnrl_lightning.data import ImageDataModule
 from gnnrl_lightning.settings import FitConfig
-from gnnrl_lightning.training.checkpoints import LastCheckpoint, read_checkpoint, settings_of
+from gnnrl_lightning.training.checkpoints import LastCheckpoint, read_checkpoint
+from gnnrl_lightning.training.run import Run
 from gnnrl_lightning.training.supervised import Curve, SupervisedModule
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 _VALIDATIONS = 5
 """How often a training is validated at least, if it has as many steps."""
-
-
-def build_trainer(config: DictConfig, logger: list[Logger], callbacks: list[L.Callback], **options: Any) -> L.Trainer:
-    """A trainer on the configured devices; `options` outweigh the configuration."""
-    common = {
-        "logger": logger or False,
-        "callbacks": callbacks,
-        "default_root_dir": config.paths.run,
-        "enable_checkpointing": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-    }
-    return L.Trainer(**instantiate(config.trainer, _convert_="all") | common | options)
-
-
-def device_of(config: DictConfig) -> torch.device:
-    """Where networks are evaluated: this process's device of the configured accelerator."""
-    return build_trainer(config, [], [], enable_progress_bar=False).strategy.root_device
-
-
-def ranks_of(config: DictConfig) -> int:
-    """How many processes train and search together."""
-    return build_trainer(config, [], [], enable_progress_bar=False).world_size
-
-
-def join_ranks(config: DictConfig) -> None:
-    """Starts the processes that train and search together and connects them, where there are several; once."""
-    trainer = build_trainer(config, [], [], enable_progress_bar=False)
-    if trainer.world_size > 1 and not torch.distributed.is_initialized():
-        launcher = trainer.strategy.launcher
-        assert launcher is not None
-        launcher.launch(trainer.strategy.setup_environment, trainer=None)
-
-
-def agreed(value: T) -> T:
-    """What the first of the processes that search together has found; a single differing image must not part them."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return value
-    box = [value]
-    torch.distributed.broadcast_object_list(box, src=0)
-    return box[0]
 
 
 def fit(
@@ -75,8 +30,7 @@ def fit(
     data: ImageDataModule,
     settings: FitConfig,
     stage: str,
-    config: DictConfig,
-    logger: list[Logger],
+    run: Run,
     checkpoint: Path,
     teacher: nn.Module | None = None,
 ) -> Curve:
@@ -89,8 +43,7 @@ def fit(
         data: Serves the training images and the reward split.
         settings: Epochs, learning rate and so on; neither epochs nor steps: nothing happens.
         stage: Prefix of the metrics: base or finetune.
-        config: For the trainer and its callbacks.
-        logger: Where metrics go.
+        run: Its trainer, callbacks and loggers.
         checkpoint: The state after each epoch.
         teacher: The unpruned network, where `settings.distill` asks for one.
 
@@ -102,19 +55,17 @@ def fit(
         UserError: If training diverged, or the checkpoint is of a training with other settings.
     """
     names = ("model", "plan", "weights", "teacher", "data", "reward_split", "seed", "episodes", "finalists")
-    configured = settings_of(config, [name for name in names if name in config]) | asdict(settings)
-    module = SupervisedModule(model, data.num_classes, stage, settings, config.seed, teacher, configured)
+    configured = run.select(name for name in names if name in run.settings) | asdict(settings)
+    module = SupervisedModule(model, data.num_classes, stage, settings, run.settings["seed"], teacher, configured)
     last = LastCheckpoint(checkpoint)
-    callbacks = [last, *(instantiate(node) for node in (config.callbacks or {}).values())]
-    trainer = build_trainer(
-        config,
-        logger,
-        callbacks if logger else [c for c in callbacks if not _needs_logger(c)],
+    callbacks = [last, *run.callbacks()]
+    trainer = run.trainer(
+        callbacks if run.logger else [c for c in callbacks if not _needs_logger(c)],
         max_epochs=settings.epochs,
         enable_progress_bar=any(isinstance(each, ProgressBar) for each in callbacks),  # else Lightning adds its own
         gradient_clip_val=settings.gradient_clip,
         log_every_n_steps=10,
-        **_validations(settings, data, ranks_of(config)),
+        **_validations(settings, data, run.ranks),
     )
     images = data.tensors("reward", 1)[0][:].to(next(model.parameters()).device)
     module.layout = to_fastest_layout(model, images)
@@ -127,7 +78,7 @@ def fit(
     trainer.fit(module, datamodule=data, ckpt_path=last.found, weights_only=True)
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
-            option = "fit" if "fit" in config else stage
+            option = "fit" if "fit" in run.settings else stage
             raise UserError(
                 f"{stage} training diverged ({name} is not finite) with {option}.lr={settings.lr}; lower {option}.lr, "
                 f"e.g. {option}.lr={settings.lr / 10:g}."

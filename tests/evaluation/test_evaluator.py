@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gnnrl_lightning.data import IMAGENET, HeldImages
 from gnnrl_lightning.evaluation.evaluator import Evaluator
+from gnnrl_lightning.evaluation.judge import Judge
 from gnnrl_lightning.evaluation.measure import speeds, test_top1, weight_bytes
 from gnnrl_lightning.evaluation.recovery import BatchNormRecovery, FinetuneRecovery, NoRecovery
 from gnnrl_lightning.evaluation.reward import correct, divergence
@@ -56,9 +57,8 @@ def evaluator_of(
     recovery = recovery or NoRecovery()
     importance = importance or Magnitude(1)
     task = bandit(topology).task(list)
-    return Evaluator(
-        model, task, prune, importance, recovery, REWARD, TRAIN, reward_images, 16, CPU, precision, unpruned  # type: ignore[arg-type]
-    )  # fmt: skip
+    judge = Judge(REWARD, reward_images, 16, CPU, precision, unpruned)
+    return Evaluator(model, task, prune, importance, recovery, TRAIN, judge)  # type: ignore[arg-type]
 
 
 def half(topology: Topology) -> Tensor:

@@ -14,6 +14,7 @@ from gnnrl_lightning.data import IMAGENET, HeldImages
 from gnnrl_lightning.evaluation import final
 from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.final import Finished, final_network, finished
+from gnnrl_lightning.evaluation.judge import Judge
 from gnnrl_lightning.evaluation.recovery import BatchNormRecovery, recalibrate
 from gnnrl_lightning.importance.reconstruction import ReconstructionError
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
@@ -43,18 +44,8 @@ def searched(model: nn.Module, side: int = 16, images: int = 256) -> Evaluator:
     closed_form = Reconstruction(model, topology, train, RefitConfig(images=images))
     task = bandit(topology).task(list, reconstruction=closed_form)
     labels = torch.zeros(images, dtype=torch.long)
-    return Evaluator(
-        model,
-        task,
-        remove,
-        ReconstructionError(),
-        BatchNormRecovery(64, 64),
-        (reward, labels[:100]),
-        (train, labels),
-        100,
-        50,
-        CPU,
-    )
+    judge = Judge((reward, labels[:100]), None, 50, CPU)
+    return Evaluator(model, task, remove, ReconstructionError(), BatchNormRecovery(64, 64), (train, labels), judge)
 
 
 def shown(images: HeldImages, seed: int = 0) -> Iterator[Tensor]:
@@ -193,7 +184,9 @@ def test_refitted_weights_that_have_a_worse_reward_are_not_taken(
     search: Evaluator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept = halved(search)
-    monkeypatch.setattr(search, "_said", search.said_by(search.model))  # rewards are minus the divergence
+    monkeypatch.setattr(
+        search.judge, "_expected", search.judge.log_probabilities(search.model)
+    )  # rewards are minus the divergence
     found = final_network(search, kept)
     assert found.weights == "refitted" and found.rewards["refitted"] > found.rewards["cut"]
     values = search.values(kept)
@@ -201,4 +194,4 @@ def test_refitted_weights_that_have_a_worse_reward_are_not_taken(
     found = final_network(search, kept)
     assert found.weights == "cut" and found.rewards["cut"] > found.rewards["refitted"]
     assert "weights are only cut" in caplog.text
-    assert search.reward_of(found.network) == found.rewards["cut"]
+    assert search.judge.of_finished(found.network) == found.rewards["cut"]

@@ -216,7 +216,7 @@ def test_a_plan_never_runs_the_code_that_it_names(target: str, beside: Path) -> 
 
 def test_the_code_that_a_file_names_would_have_run(beside: Path) -> None:
     stored = json.loads(json.dumps(spec("my_net.mark", path=str(beside / "ran")).to_dict()))
-    assert "never run" in sentence(lambda: ModelSpec.from_config(stored))
+    assert "never run" in sentence(lambda: ModelSpec.from_file(stored))
     typed = OmegaConf.create({"source": "module", "target": stored["name"], "kwargs": stored["kwargs"]})
     assert isinstance(typed, DictConfig)
     with pytest.raises(ValueError, match="gives int"):
@@ -226,4 +226,4 @@ def test_the_code_that_a_file_names_would_have_run(beside: Path) -> None:
 
 def test_networks_of_libraries_come_from_files() -> None:
     stored = ModelSpec("torchvision", "mobilenet_v2", {"width_mult": 0.5})
-    assert ModelSpec.from_config(stored.to_dict()) == stored
+    assert ModelSpec.from_file(stored.to_dict()) == stored

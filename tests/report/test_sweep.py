@@ -32,7 +32,7 @@ hydra:
     dir: sweep/${now:%H-%M-%S-%f}
   callbacks:
     summary:
-      _target_: gnnrl_lightning.report.sweep.SweepSummary
+      _target_: gnnrl_lightning.app.sweep.SweepSummary
 """
 
 
@@ -63,7 +63,7 @@ def test_hydra_sweep_ends_with_one_summary(tmp_path: Path, make_run: MakeRun, fa
 
 
 def test_a_sweep_without_jobs_writes_nothing(tmp_path: Path) -> None:
-    from gnnrl_lightning.report.sweep import summarise
+    from gnnrl_lightning.app.sweep import summarise
 
     summarise(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -74,7 +74,7 @@ def test_a_sweep_without_jobs_writes_nothing(tmp_path: Path) -> None:
 def test_a_sweep_over_methods_ends_with_their_comparison(
     tmp_path: Path, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from gnnrl_lightning.report.sweep import summarise
+    from gnnrl_lightning.app.sweep import summarise
 
     make_run(tmp_path / "0", agent="amc_agent", method="amc")
     make_run(tmp_path / "1", agent="amc_agent", method="amc", seed=1)
@@ -94,7 +94,7 @@ def test_a_sweep_over_methods_ends_with_their_comparison(
 
 
 def test_a_sweep_over_parts_of_one_method_is_a_comparison_too(tmp_path: Path, make_run: MakeRun) -> None:
-    from gnnrl_lightning.report.sweep import summarise
+    from gnnrl_lightning.app.sweep import summarise
 
     for job, importance in enumerate(("l1", "fpgm")):
         make_run(tmp_path / str(job), importance=importance)
@@ -105,7 +105,7 @@ def test_a_sweep_over_parts_of_one_method_is_a_comparison_too(tmp_path: Path, ma
 
 
 def test_a_sweep_of_trainings_has_no_summary_of_searches(tmp_path: Path) -> None:
-    from gnnrl_lightning.report.sweep import summarise
+    from gnnrl_lightning.app.sweep import summarise
 
     (tmp_path / "0" / ".hydra").mkdir(parents=True)
     (tmp_path / "0" / ".hydra" / "overrides.yaml").write_text("- seed=0\n")
