@@ -28,6 +28,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/python -m pytest --quiet --capture=no tests/test_structure.py
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/speed.py

@@ -84,8 +84,8 @@ def fine_tuned(network: nn.Module, teacher: nn.Module, images: Images, seed: int
         for group in optimizer.param_groups:
             group["lr"] = SETTINGS.lr * (1 + math.cos(math.pi * min(spent / max(seconds, 1e-9), 1))) / 2
         # A tensor of rows serves as well as a list, and never leaves the device.
-        images = train.augmented(batch, True, generator)  # type: ignore[arg-type]
-        inputs = IMAGENET.normalise(images).to(memory_format=torch.channels_last)
+        augmented = train.augmented(batch, True, generator)  # type: ignore[arg-type]
+        inputs = IMAGENET.normalise(augmented).to(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16):
             with torch.no_grad():
                 said = teacher(inputs)

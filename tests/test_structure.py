@@ -17,6 +17,11 @@ LONGEST_FUNCTION = 60
 LONGEST_MODULE = 260
 MOST_ARGUMENTS = 8
 """Of a function; a dataclass is a record and may have more fields."""
+MAY_HAVE_MORE = (
+    *("searching/agents/", "searching/ddpg.py:__init__", "data/module.py:__init__"),  # one a setting in conf/
+    *("topology/layers.py:_convolution", "topology/layers.py:_transposed_convolution"),  # those of the operation
+    "library/search.py:search",  # a keyword each
+)
 
 
 def trees() -> Iterator[tuple[Path, ast.Module]]:
@@ -83,9 +88,10 @@ def within(limit: int, sizes: dict[str, int], what: str) -> bool:
 
 def test_nothing_is_long() -> None:
     modules = {str(path): len((PACKAGE / path).read_text().splitlines()) for path, _ in trees()}
+    counted = [(name, node) for name, node in functions() if not name.startswith(MAY_HAVE_MORE)]
     found = [
         within(LONGEST_FUNCTION, {name: length(node) for name, node in functions()}, "lines of a function"),
         within(LONGEST_MODULE, modules, "lines of a module"),
-        within(MOST_ARGUMENTS, {name: arguments(node) for name, node in functions()}, "arguments"),
+        within(MOST_ARGUMENTS, {name: arguments(node) for name, node in counted}, "arguments"),
     ]
     assert all(found)

@@ -8,58 +8,16 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader
 
 from gnnrl_lightning.core.checks import UserError, require_whole
 from gnnrl_lightning.core.samples import HeldImages, Preprocessing
 from gnnrl_lightning.data.files import ImageFiles
 from gnnrl_lightning.data.held_out import HELD_OUT, TRAIN, cut_splits, index_rewards, provenance, read_like
 from gnnrl_lightning.data.images import ImageSet
+from gnnrl_lightning.data.loading import Batch, SplitDataset, loader, shuffled
 
-Batch = tuple[Tensor, Tensor]
 _DECODED_AT_ONCE = 256
-
-
-class SplitDataset(Dataset[Batch]):
-    """One split, fetched a batch at a time: images float32 [B, 3, S, S] and labels int64 [B].
-
-    With a `generator` the images are augmented, drawing from it.
-    """
-
-    def __init__(
-        self,
-        images: ImageSet,
-        preprocessing: Preprocessing,
-        flip: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        self.images = images
-        self.preprocessing = preprocessing
-        self.flip = flip
-        self.generator = generator
-
-    def __len__(self) -> int:
-        return len(self.images.labels)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Torch cannot send a generator to a process that is spawned, not forked; each worker seeds its own anyway.
-        return self.__dict__ | {"generator": None if self.generator is None else self.generator.initial_seed()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        seed = state["generator"]
-        self.__dict__.update(state, generator=None if seed is None else torch.Generator().manual_seed(seed))
-
-    def __getitem__(self, row: int) -> Batch:
-        images, labels = self.__getitems__([row])
-        return images[0], labels[0]
-
-    def __getitems__(self, rows: list[int]) -> Batch:
-        """Fetch a whole batch; the loader calls this in place of `__getitem__`."""
-        if self.generator is None:
-            pixels = self.images.evaluation(rows)
-        else:
-            pixels = self.images.augmented(rows, self.flip, self.generator)
-        return self.preprocessing.normalise(pixels), self.images.labels[rows]
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -196,11 +154,10 @@ class ImageDataModule(LightningDataModule, ABC):
             device: Where they are wanted.
             layout: Their memory format.
         """
-        loader = self._shuffled(
-            min(batch_size, len(self.splits["train"].labels)), torch.Generator().manual_seed(self.seed)
-        )
+        batch_size = min(batch_size, len(self.splits["train"].labels))
+        batches = self._shuffled(batch_size, torch.Generator().manual_seed(self.seed))
         while True:
-            for images, _ in loader:
+            for images, _ in batches:
                 yield images.to(device, memory_format=layout)
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -222,28 +179,12 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def evaluation_loader(self, split: str) -> DataLoader[Batch]:
         """A split in its fixed order, as it is evaluated."""
-        return self._loader(SplitDataset(self.splits[split], self.preprocessing), batch_size=self.eval_batch_size)
+        dataset = SplitDataset(self.splits[split], self.preprocessing)
+        return loader(dataset, self.loader_workers, batch_size=self.eval_batch_size)
 
     def _shuffled(self, batch_size: int, generator: torch.Generator) -> DataLoader[Batch]:
         train = SplitDataset(self.splits["train"], self.preprocessing, self.flip, generator)
-        return self._loader(
-            train,
-            batch_size=batch_size,
-            shuffle=True,
-            generator=generator,
-            worker_init_fn=_seed_worker,
-            # Batch normalisation cannot train on a last batch of one image.
-            drop_last=len(train) >= batch_size,
-        )
-
-    def _loader(self, dataset: SplitDataset, **options: Any) -> DataLoader[Batch]:
-        return DataLoader(
-            dataset,
-            collate_fn=_as_fetched,
-            num_workers=self.loader_workers,
-            pin_memory=torch.cuda.is_available(),
-            **options,
-        )
+        return shuffled(train, batch_size, self.loader_workers)
 
     def tensors(self, split: str, images: int | None = None) -> tuple[HeldImages, Tensor]:
         """Hold a split in memory, without augmentation: images [N, 3, S, S] and labels int64 [N].
@@ -286,15 +227,3 @@ def root_path(root: object) -> Path:
     if not isinstance(root, str | Path):
         raise UserError(f"data.root={root} is not a path; give a folder, e.g. data.root=./images.")
     return Path(root).expanduser()
-
-
-def _as_fetched(batch: Any) -> Any:
-    return batch
-
-
-def _seed_worker(worker_id: int) -> None:
-    """Give each loader process its own stream: its seed is drawn from the loader's generator at every epoch."""
-    worker = get_worker_info()
-    assert worker is not None and isinstance(worker.dataset, SplitDataset)
-    assert worker.dataset.generator is not None
-    worker.dataset.generator.manual_seed(worker.seed)

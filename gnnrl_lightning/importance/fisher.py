@@ -9,7 +9,7 @@ from gnnrl_lightning.importance.gates import mean_over_images
 from gnnrl_lightning.importance.ranking import Ranking
 from gnnrl_lightning.problem.task import Task
 from gnnrl_lightning.topology import Topology
-from gnnrl_lightning.topology.labels import once
+from gnnrl_lightning.topology.label_vectors import distinct
 
 
 class Fisher(LooksAtImages):
@@ -39,7 +39,7 @@ def activations(topology: Topology) -> Tensor:
     total = torch.zeros(len(topology.group_of_slot))
     for name in dict.fromkeys(product.node for product in topology.labels.products):
         labels = topology.labels.outputs[name]
-        slots = topology.slots_of(once(labels))
+        slots = topology.slots_of(distinct(labels))
         elements = labels.numel() / slots.numel() / topology.program.batch
         owned = slots[slots >= 0]
         total.index_add_(0, owned, torch.full(owned.shape, elements))

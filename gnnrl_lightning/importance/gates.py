@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gnnrl_lightning.pruning.program import Layer, run, tensors_of
 from gnnrl_lightning.topology import Topology
-from gnnrl_lightning.topology.labels import once
+from gnnrl_lightning.topology.label_vectors import distinct
 
 
 def gate_gradients(model: nn.Module, topology: Topology, images: Tensor, labels: Tensor) -> Tensor:
@@ -75,4 +75,4 @@ def read_slots(topology: Topology) -> dict[str, Tensor]:
         for node in topology.program.graph.nodes
         if node.name in labels.reads
     }
-    return {name: topology.slots_of(once(x)) for name, x in sources.items() if isinstance(x, Tensor)}
+    return {name: topology.slots_of(distinct(x)) for name, x in sources.items() if isinstance(x, Tensor)}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
-from gnnrl_lightning.topology.labels import varies
+from gnnrl_lightning.topology.label_vectors import varies
 from gnnrl_lightning.topology.trace import Program
 
 if TYPE_CHECKING:

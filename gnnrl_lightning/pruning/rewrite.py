@@ -18,7 +18,8 @@ from gnnrl_lightning.core.inputs import arguments_by_name
 from gnnrl_lightning.pruning.program import cut, evaluate, folded_tensors, tensors_of
 from gnnrl_lightning.pruning.resize import RULES
 from gnnrl_lightning.topology import Topology
-from gnnrl_lightning.topology.labels import Parameter, spread
+from gnnrl_lightning.topology.label_vectors import spread
+from gnnrl_lightning.topology.labels import Parameter
 from gnnrl_lightning.topology.trace import Program
 
 _MARK = "gnnrl_lightning.rewritten"

@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from gnnrl_lightning.core.sgd import modes_of, restore
 from gnnrl_lightning.pruning.rewrite import ORIGIN
 from gnnrl_lightning.topology import Topology
-from gnnrl_lightning.topology.labels import varies
+from gnnrl_lightning.topology.label_vectors import varies
 
 _WARM_UP = 10
 _FLOOR = 0.1

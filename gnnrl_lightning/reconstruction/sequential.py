@@ -18,10 +18,11 @@ from torch import Tensor, fx, nn
 from gnnrl_lightning.core.inputs import Inputs, count, taken
 from gnnrl_lightning.core.samples import Samples
 from gnnrl_lightning.pruning.program import Walk, masked, tensors_of
+from gnnrl_lightning.reconstruction.memory import GIB
 from gnnrl_lightning.reconstruction.moments import Moments, columns_at, ridged, scattered
 from gnnrl_lightning.reconstruction.readers import bound, tensor_name, weight_of
 from gnnrl_lightning.reconstruction.refit import columns_of, refit
-from gnnrl_lightning.reconstruction.statistics import GIB, Statistics
+from gnnrl_lightning.reconstruction.statistics import Statistics
 from gnnrl_lightning.topology import Topology
 from gnnrl_lightning.topology.trace import Program, shape_of
 

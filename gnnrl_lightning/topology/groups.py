@@ -9,7 +9,8 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
-from gnnrl_lightning.topology.labels import LOCKED, Labels
+from gnnrl_lightning.topology.label_vectors import LOCKED
+from gnnrl_lightning.topology.labels import Labels
 from gnnrl_lightning.topology.trace import Program
 
 

@@ -16,10 +16,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from gnnrl_lightning.topology.blocks import balanced_sets, components, merged
+from gnnrl_lightning.topology.label_vectors import LOCKED, compact, fixed
 from gnnrl_lightning.topology.trace import Program, shape_of
-
-LOCKED = 0
-"""The label of every channel whose number must not change."""
 
 
 @dataclass(frozen=True)
@@ -213,38 +211,9 @@ class Labels:
         return roots, [(reason, len(found)) for reason, found in locked]
 
 
-def compact(labels: Tensor) -> Tensor:
-    """Drops the copies that `expand` made: every broadcast dimension shrinks to size 1."""
-    for dimension, stride in enumerate(labels.stride()):
-        if stride == 0:
-            labels = labels.narrow(dimension, 0, 1)
-    return labels
-
-
-def once(labels: Tensor) -> Tensor:
-    """Shrinks every dimension along which channels do not differ to size 1, whether it holds copies or not."""
-    for dimension in range(labels.dim()):
-        if not varies(labels, dimension):
-            labels = labels.narrow(dimension, 0, 1)
-    return labels
-
-
-def varies(labels: Tensor, dimension: int) -> bool:
-    """Whether channels differ along this dimension."""
-    labels = compact(labels)
-    return labels.shape[dimension] > 1 and bool((labels != labels.narrow(dimension, 0, 1)).any())
-
-
 def images(state: Labels, shape: torch.Size) -> int:
     """Positions of an activation for one image."""
     return shape.numel() // state.program.batch
-
-
-def spread(vector: Tensor, shape: torch.Size, dimension: int) -> Tensor:
-    """Labels of an activation of this shape whose channels lie along `dimension`; no memory is copied."""
-    view = [1] * len(shape)
-    view[dimension] = -1
-    return vector.view(view).expand(shape)
 
 
 def along(state: Labels, labels: Tensor, dimension: int) -> Tensor:
@@ -252,11 +221,6 @@ def along(state: Labels, labels: Tensor, dimension: int) -> Tensor:
     columns = compact(labels).movedim(dimension, 0).flatten(1)
     state.unite(columns, columns[:, :1])
     return columns[:, 0].expand(labels.shape[dimension])
-
-
-def fixed(shape: torch.Size) -> Tensor:
-    """Labels of an activation without channels that could go."""
-    return torch.full((1,) * len(shape), LOCKED).expand(shape)
 
 
 def locked(node: fx.Node) -> Any:

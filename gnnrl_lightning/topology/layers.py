@@ -6,17 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from gnnrl_lightning.topology.labels import (
-    LOCKED,
-    Labels,
-    Parameter,
-    Product,
-    along,
-    images,
-    spread,
-    unknown,
-    varies,
-)
+from gnnrl_lightning.topology.label_vectors import LOCKED, spread, varies
+from gnnrl_lightning.topology.labels import Labels, Parameter, Product, along, images, unknown
 from gnnrl_lightning.topology.trace import Program
 
 LOCKED_ROW = torch.tensor([LOCKED])

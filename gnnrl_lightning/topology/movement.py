@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from gnnrl_lightning.topology.labels import Constant, Labels, Parameter, compact, fixed, locked, spread, varies
+from gnnrl_lightning.topology.label_vectors import compact, fixed, spread, varies
+from gnnrl_lightning.topology.labels import Constant, Labels, Parameter, locked
 from gnnrl_lightning.topology.trace import Program
 
 JOIN = frozenset("cat concat stack".split())

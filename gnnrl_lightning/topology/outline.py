@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from gnnrl_lightning.core.files import write_json
-from gnnrl_lightning.topology.labels import varies
+from gnnrl_lightning.topology.label_vectors import varies
 from gnnrl_lightning.topology.movement import JOIN
 from gnnrl_lightning.topology.rules import COMBINE
 from gnnrl_lightning.topology.topology import Topology

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from gnnrl_lightning.topology.labels import Labels, Parameter, Product, along, fixed, images, spread, unknown, varies
+from gnnrl_lightning.topology.label_vectors import fixed, spread, varies
+from gnnrl_lightning.topology.labels import Labels, Parameter, Product, along, images, unknown
 from gnnrl_lightning.topology.trace import Program, known, shape_of
 
 

@@ -9,18 +9,8 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from gnnrl_lightning.topology import layers, movement, products
-from gnnrl_lightning.topology.labels import (
-    Constant,
-    Labels,
-    Parameter,
-    Product,
-    along,
-    fixed,
-    locked,
-    spread,
-    unknown,
-    varies,
-)
+from gnnrl_lightning.topology.label_vectors import fixed, spread, varies
+from gnnrl_lightning.topology.labels import Constant, Labels, Parameter, Product, along, locked, unknown
 from gnnrl_lightning.topology.trace import Program, known, shape_of
 
 COPY = frozenset("clone contiguous detach detach_ alias to _to_copy type_as lift_fresh_copy".split())

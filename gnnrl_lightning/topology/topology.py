@@ -10,7 +10,8 @@ from torch import Tensor
 from gnnrl_lightning.core.numbers import aligned, percent
 from gnnrl_lightning.topology.closed_form import Count, Products
 from gnnrl_lightning.topology.groups import collect
-from gnnrl_lightning.topology.labels import LOCKED, Labels, Product, Size, compact, once, varies
+from gnnrl_lightning.topology.label_vectors import LOCKED, compact, distinct, varies
+from gnnrl_lightning.topology.labels import Labels, Product, Size
 from gnnrl_lightning.topology.trace import Program
 
 
@@ -180,7 +181,7 @@ class Topology:
 
     def stays(self, vector: Tensor, mask: Tensor) -> Tensor:
         """Which labels stay; of size 1 where channels do not differ along a dimension."""
-        slots = self.slots_of(once(vector))
+        slots = self.slots_of(distinct(vector))
         return (slots < 0) | mask[slots]
 
     def positions(self, labels: Tensor, dimension: int, mask: Tensor) -> Tensor:

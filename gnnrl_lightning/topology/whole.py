@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import torch
 
 from gnnrl_lightning.core.checks import UserError
-from gnnrl_lightning.topology.labels import LOCKED, Labels
+from gnnrl_lightning.topology.label_vectors import LOCKED
+from gnnrl_lightning.topology.labels import Labels
 from gnnrl_lightning.topology.layers import LOCKED_ROW
 from gnnrl_lightning.topology.rules import OUTPUT
 

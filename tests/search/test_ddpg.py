@@ -10,7 +10,8 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.objectives import DDPGLoss
 
-from gnnrl_lightning.searching.ddpg import DDPG, Heads, Replay, Transitions, losses, truncated_normal
+from gnnrl_lightning.searching.ddpg import DDPG, Heads, Transitions, losses, truncated_normal
+from gnnrl_lightning.searching.replay import Replay
 
 SIZE, ACTIONS, ROWS = 4, 2, 32
 FOLLOWING = torch.randn(ROWS, SIZE, generator=torch.Generator().manual_seed(9))

@@ -10,7 +10,8 @@ from gnnrl_lightning.nn.message_passing import EdgeGCNConv
 from gnnrl_lightning.problem.task import Task
 from gnnrl_lightning.searching.agents.protocol import Descend, Episodes
 from gnnrl_lightning.searching.agents.start import DrawsNear
-from gnnrl_lightning.searching.ddpg import DDPG, Heads, Replay, Transitions
+from gnnrl_lightning.searching.ddpg import DDPG, Heads, Transitions
+from gnnrl_lightning.searching.replay import Replay
 from gnnrl_lightning.topology.hierarchy import EDGE_KINDS, HierarchicalGraph, hierarchical_graph
 
 

@@ -9,7 +9,8 @@ from gnnrl_lightning.core.checks import require_whole, require_within
 from gnnrl_lightning.problem.task import Task
 from gnnrl_lightning.searching.agents.protocol import Descend, Episodes
 from gnnrl_lightning.searching.agents.start import DrawsNear
-from gnnrl_lightning.searching.ddpg import DDPG, Heads, Replay, Transitions
+from gnnrl_lightning.searching.ddpg import DDPG, Heads, Transitions
+from gnnrl_lightning.searching.replay import Replay
 from gnnrl_lightning.topology.layer_features import layer_features
 
 

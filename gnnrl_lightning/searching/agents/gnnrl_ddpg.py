@@ -11,7 +11,8 @@ from gnnrl_lightning.nn.encoder import GraphEncoder
 from gnnrl_lightning.problem.task import Task
 from gnnrl_lightning.searching.agents.protocol import Descend, Episodes
 from gnnrl_lightning.searching.agents.start import DrawsNear
-from gnnrl_lightning.searching.ddpg import DDPG, Heads, Replay, Transitions
+from gnnrl_lightning.searching.ddpg import DDPG, Heads, Transitions
+from gnnrl_lightning.searching.replay import Replay
 from gnnrl_lightning.topology.hierarchy import hierarchical_graph
 
 
