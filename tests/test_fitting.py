@@ -3,8 +3,6 @@
 import copy
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from gnnrl_lightning.evaluation.reward import correct
 from gnnrl_lightning.settings import FitConfig
 from gnnrl_lightning.training.fitting import fit
 from gnnrl_lightning.training.progress import FitProgress
-from gnnrl_lightning.training.run import Run, agreed
+from gnnrl_lightning.training.run import Run
 from gnnrl_lightning.training.supervised import Curve
 
 SMALL = dict(name="digits", num_classes=10, size=8, test_images=800, reward_images=600, batch_size=64,
@@ -143,12 +141,3 @@ def test_a_resumed_training_has_the_whole_curve(tmp_path: Path, settings: dict[s
     again = tiny_network()
     assert fit_digits(tmp_path / "killed", again, **settings) == curve
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in again.state_dict().items())
-
-
-def test_ranks_that_differ_go_on_with_one_winner(tmp_path: Path) -> None:
-    script = Path(__file__).parent / "agreed_on_two_ranks.py"
-    subprocess.run([sys.executable, str(script), str(tmp_path)], check=True, timeout=300)
-    for rank in range(2):
-        widths, reward = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
-        assert widths.tolist() == [0, 7] and reward == 0
-    assert agreed("alone") == "alone"

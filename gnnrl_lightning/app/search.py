@@ -21,11 +21,11 @@ from gnnrl_lightning.app.run import begin, has_ended, open_run
 from gnnrl_lightning.app.tracking import log_input, log_metrics, log_run, open_loggers
 from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.core.files import write_json
+from gnnrl_lightning.core.ranks import agreed
 from gnnrl_lightning.models.factory import ModelSpec
 from gnnrl_lightning.report.page import write_report
 from gnnrl_lightning.report.tables import stage_table
 from gnnrl_lightning.training.base import train_base
-from gnnrl_lightning.training.run import agreed
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +72,10 @@ def _prune(config: DictConfig) -> float:
     with open_loggers(run, "search") as logger:
         if asked.earlier is not None:
             log_input(logger, Path(str(cfg.plan)).parent, f"{spec.name}-{data.name}", asked.earlier.about)
+        run.join()
         if cfg.weights is None:
             program = str(asked.problem.prunable.unpruned.program)
             train_base(original, spec, program, data, cfg.base, run)
-        run.join()
         clock["search"] = time.perf_counter()
         evaluator = prepared.begin(run.device, data.eval_batch_size, cfg.trainer["precision"])
         module = run_agent(run, cfg, agent, prepared.env, prepared.task.plans)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from gnnrl_lightning.core.checks import UserError, require_whole
 from gnnrl_lightning.core.files import write_json
 from gnnrl_lightning.core.inputs import changed, repeated, tensors_in
+from gnnrl_lightning.core.ranks import alone
 from gnnrl_lightning.cost.timing import Times, measure
 from gnnrl_lightning.topology import Topology
 from gnnrl_lightning.topology.closed_form import Count
@@ -64,9 +65,11 @@ class Latency:
         self.batch_size = batch_size
         path = Path(cache) / f"latency-{_digest(topology, device, batch_size)}.json"
         if getattr(rank_zero_only, "rank", 0) == 0 and not path.is_file():
-            images = changed(repeated(topology.program.example, batch_size), lambda x: x.to(device))
-            log.info("measuring what each operation takes on %s, once: %s", _device_name(device), path)
-            write_json(path, _table(topology, measure(topology, network, images), device))
+            with alone(path):  # two that measure at the same time would disturb each other
+                if not path.is_file():
+                    images = changed(repeated(topology.program.example, batch_size), lambda x: x.to(device))
+                    log.info("measuring what each operation takes on %s, once: %s", _device_name(device), path)
+                    write_json(path, _table(topology, measure(topology, network, images), device))
         _wait_for(path)
         table = _read(path, topology)
         self._fixed = 1e6 * table["between_ms"]

@@ -10,6 +10,7 @@ import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from gnnrl_lightning.core.checks import UserError
+from gnnrl_lightning.core.ranks import alone
 from gnnrl_lightning.data.images import MemoryImages
 from gnnrl_lightning.data.module import ImageDataModule, root_path
 
@@ -52,7 +53,7 @@ class CifarDataModule(ImageDataModule):
         return _DATASETS[self.num_classes]
 
     def prepare_data(self) -> None:
-        """Download what is absent; a failed or killed download leaves `root` as it was.
+        """Download what is absent, once where jobs start together; a failed download leaves `root` as it was.
 
         Raises:
             UserError: it cannot be downloaded.
@@ -61,16 +62,20 @@ class CifarDataModule(ImageDataModule):
         if target.exists():
             return
         try:
-            self.root.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".download-", dir=self.root.parent) as folder:
-                self._dataset(folder, download=True)
-                self.root.mkdir(exist_ok=True)
-                os.replace(Path(folder) / self._dataset.base_folder, target)
+            with alone(self.root):
+                if not target.exists():
+                    self._download(target)
         except (OSError, RuntimeError, HTTPException) as error:
             raise UserError(
                 f"{self.name} is not in data.root={self.root} and cannot be downloaded ({error}); give a folder that "
                 f"holds torchvision's {self._dataset.base_folder} with data.root=<path>, or use data=digits."
             ) from error
+
+    def _download(self, target: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=self.root.parent) as folder:
+            self._dataset(folder, download=True)
+            self.root.mkdir(exist_ok=True)
+            os.replace(Path(folder) / self._dataset.base_folder, target)
 
     def load(self) -> tuple[MemoryImages, MemoryImages]:
         """Read both sets into memory.

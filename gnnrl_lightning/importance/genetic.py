@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gnnrl_lightning.core.checks import require_number, require_whole
+from gnnrl_lightning.core.ranks import agreed
 from gnnrl_lightning.core.samples import Samples
 from gnnrl_lightning.importance.batches import batches, require_images
 from gnnrl_lightning.importance.gates import read_slots
@@ -75,7 +76,7 @@ class Genetic:
 
     def __call__(self, model: nn.Module, task: Task, images: Samples, labels: Tensor) -> Ranking:
         """Ranks by the error without a channel; which channels stay together is looked for when it is asked."""
-        forms = self._forms(model, task, images, labels)
+        forms = agreed(self._forms(model, task, images, labels))
 
         @cache
         def choose(group: int, width: int) -> tuple[int, ...]:

@@ -1,12 +1,13 @@
 """What every importance is, and what it gives: which channels of a group go first."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from gnnrl_lightning.core.ranks import agreed
 from gnnrl_lightning.core.samples import Samples
 from gnnrl_lightning.problem.task import Task
 from gnnrl_lightning.pruning.channels import most_important
@@ -30,6 +31,13 @@ class Ranking:
     def orders(self) -> list[Tensor]:
         """The channels of each group as they go by their scores, the first one first, [width] each."""
         return [torch.argsort(score, descending=True, stable=True).flip(0) for score in self.scores]
+
+    def agreed(self) -> "Ranking":
+        """That of the first of the ranks that search together: what they train may differ in its last digits."""
+        if self.model is not None:
+            self.model.load_state_dict(agreed({name: value.cpu() for name, value in self.model.state_dict().items()}))
+        first = agreed([score.cpu() for score in self.scores])
+        return replace(self, scores=[score.to(mine.device) for score, mine in zip(first, self.scores, strict=True)])
 
     def kept(self, widths: Tensor) -> list[list[int]]:
         """The channels of each group that stay at these widths, [G]; ascending."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gnnrl_lightning.core.ranks import agreed
 from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.protocol import SCORE, Protocol
 from gnnrl_lightning.searching.agents.protocol import Agent
@@ -65,7 +66,7 @@ def explore(prepared: Preparation, agent: Agent, evaluator: Evaluator, device: t
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from None
             raise
-    widths, _ = evaluator.winner(module.finalists(settings.finalists), module.best["reward"])
+    widths, _ = agreed(evaluator.winner(module.finalists(settings.finalists), module.best["reward"]))
     return Explored(evaluator, module, widths)
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import nn
 
 from gnnrl_lightning.core.files import write_bytes
+from gnnrl_lightning.core.ranks import agreed, alone
 from gnnrl_lightning.data import ImageDataModule
 from gnnrl_lightning.data.held_out import TRAIN
 from gnnrl_lightning.models.factory import ModelSpec
@@ -42,7 +43,8 @@ def train_base(
 ) -> None:
     """Trains a network that has no weights, or takes it from the cache of earlier runs.
 
-    The cache knows a network by everything that shaped it: model, data, seed, training, precision and devices.
+    The cache knows a network by everything that shaped it: model, data, seed, training, precision and devices. Of jobs
+    that start together one trains it, and the others wait. Ranks must have been joined.
 
     Args:
         model: The network; its weights are set in place.
@@ -66,16 +68,17 @@ def train_base(
     }
     digest = hashlib.sha256(json.dumps(shaped_by, sort_keys=True).encode()).hexdigest()[:12]
     path = Path(run.settings["paths"]["cache"]) / f"{spec.name}-{data.name}-{digest}.safetensors"
-    if path.is_file():
-        log.info("base network: %s, trained by an earlier run", path)
-        load_weights(model, str(path))
-        return
-    log.info("base network: no weights given, so %s is trained on %s first", spec.name, data.name)
-    L.seed_everything(run.settings["seed"], workers=True, verbose=False)
-    checkpoint = run.folder / "checkpoints" / "base.ckpt"
-    fit(model, data, settings, "base", run, checkpoint)
-    save_weights(path, model)
-    checkpoint.unlink(missing_ok=True)
+    with alone(path):
+        if agreed(path.is_file()):
+            log.info("base network: %s, trained by an earlier run", path)
+            load_weights(model, str(path))
+            return
+        log.info("base network: no weights given, so %s is trained on %s first", spec.name, data.name)
+        L.seed_everything(run.settings["seed"], workers=True, verbose=False)
+        checkpoint = run.folder / "checkpoints" / "base.ckpt"
+        fit(model, data, settings, "base", run, checkpoint)
+        save_weights(path, model)
+        checkpoint.unlink(missing_ok=True)
 
 
 @rank_zero_only

@@ -1,21 +1,16 @@
 """A run: its folder, its settings, its trainers, and the processes that share it."""
 
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
 
 from gnnrl_lightning.training.checkpoints import select
-
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -72,12 +67,3 @@ class Run:
 
     def _bare(self) -> L.Trainer:
         return self.trainer([], logger=False, enable_progress_bar=False)
-
-
-def agreed(value: T) -> T:
-    """What the first of the processes that search together has found; a single differing image must not part them."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return value
-    box = [value]
-    torch.distributed.broadcast_object_list(box, src=0)
-    return box[0]

@@ -1,0 +1,64 @@
+"""Processes that work on one thing: the ranks of a search, and jobs that start at the same time."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock, Timeout
+from torch import distributed
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_PATIENCE = 30.0
+"""Seconds for which ranks wait for the first one at a time: a collective operation would not wait for hours."""
+
+
+def agreed(value: T) -> T:
+    """What the first of the ranks that search together has found; a single differing image must not part them.
+
+    All of them must ask.
+
+    Args:
+        value: Anything that can be pickled, tensors on the CPU.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return value
+    box = [value]
+    distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Lets one job after another make what lies at a path: who comes later waits, and finds it made.
+
+    Of ranks that search together the first one waits, and the others with it.
+
+    Args:
+        path: What is made; beside it a hidden lock is left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        if not agreed(_acquired(lock, 0.0)):
+            log.info("waiting for another job, which makes %s", path)
+            while not agreed(_acquired(lock, _PATIENCE)):
+                pass
+        yield
+    finally:
+        lock.release()
+
+
+def _acquired(lock: FileLock, seconds: float) -> bool:
+    """Whether this rank may begin; all but the first may always."""
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0:
+        return True
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout:
+        return False
+    return True
