@@ -20,7 +20,7 @@ class FitConfig:
     weight_decay: float = 4e-5
     """L2 penalty on all parameters."""
     gradient_clip: float | None = None
-    """Largest norm of a step's gradient; null: no limit."""
+    """Largest norm of a step's gradient, e.g. 1.0 where a network without BatchNorm does not learn; null: no limit."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes, in [0, 1)."""
     mixup: float = 0.0
@@ -85,7 +85,7 @@ class FinishConfig:
     batch_size: int = 32
     """Images a step."""
     lr: float = 5e-4
-    """Learning rate at its highest."""
+    """Learning rate at its highest; 1e-3 or more where there are thousands of images."""
 
     def check(self) -> None:
         """Raise UserError for values out of range."""
@@ -117,7 +117,7 @@ class SearchSettings:
     keep_ends: bool = False
     """Keep all that the first layers write and all that the last layers read."""
     exclude: list[str] = field(default_factory=list)
-    """Regular expressions of parameter names; groups that run through them stay whole."""
+    """Regular expressions of parameter names, e.g. '["^conv1[.]"]'; groups that run through them stay whole."""
     refit: RefitConfig = field(default_factory=RefitConfig)
     """New weights in closed form."""
     start: str = "closed_form"

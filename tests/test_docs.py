@@ -1,14 +1,16 @@
-"""Links from the documentation to lines of code stay right. `python tests/test_docs.py` brings them up to date."""
+"""The documentation is that of the code. `python tests/test_docs.py` mends links and writes docs/configuration.md."""
 
 import re
 from pathlib import Path
 
 import pytest
+from configuration_page import written
 
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"\[`(\w+)`\]\(\.\./([\w/.]+\.py)#L(\w+)\)")
 TO_CODE = re.compile(r"\]\([^)\s]*\.py[^)\s]*\)")
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+SETTINGS = ROOT / "docs" / "configuration.md"
 SURGERY = "../gnnrl_lightning/pruning/surgery.py"
 
 
@@ -45,6 +47,10 @@ def test_links_to_files_exist(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
+def test_the_page_of_settings_is_that_of_the_code() -> None:
+    assert SETTINGS.read_text() == written(), "run python tests/test_docs.py"
+
+
 def _mended(link: re.Match[str]) -> str:
     line = line_of(link[1], ROOT / link[2])
     if line is None:
@@ -53,6 +59,7 @@ def _mended(link: re.Match[str]) -> str:
 
 
 def _update() -> None:
+    SETTINGS.write_text(written())
     mended = {page: LINK.sub(_mended, page.read_text()) for page in PAGES}
     for page, text in mended.items():
         page.write_text(text)

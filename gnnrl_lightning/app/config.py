@@ -35,9 +35,9 @@ class SearchConfig(SearchSettings):
     paths: Any = MISSING
     """Where files go."""
     budget: float = MISSING
-    """Fraction of the cost that may stay, in (0, 1]."""
+    """Fraction of the cost that may stay, in (0, 1]: 0.7 keeps 70 %."""
     weights: str | None = None
-    """Checkpoint of the trained network; default: the library's own; null: train one first."""
+    """Checkpoint of the trained network (.pt, .pth, .th, .safetensors); default: the library's own; null: train one."""
     stages: int = 1
     """Prune and fine-tune this often, each time further; the budget is met at the end."""
     plan: str | None = None
@@ -45,11 +45,11 @@ class SearchConfig(SearchSettings):
     reward_split: str = "train"
     """Which images rewards are taken on: train, held_out (half of the test images, or val/), or a path of images."""
     export: list[str] = field(default_factory=list)
-    """Further files of the network, each checked against it: torch_export, onnx."""
-    base: FitConfig = field(default_factory=FitConfig)
-    """Training of the base network where there are no weights."""
-    finetune: FitConfig = field(default_factory=FitConfig)
-    """Fine-tuning of the pruned network at the end."""
+    """Files beside pruned.safetensors, each checked against it: torch_export, onnx."""
+    base: FitConfig = field(default_factory=lambda: FitConfig(lr=0.05, weight_decay=5e-4))
+    """Training of the network where it has no weights yet, done once and cached; its epochs are those of the data."""
+    finetune: FitConfig = field(default_factory=lambda: FitConfig(max_steps=100))
+    """Brief fine-tuning of the pruned network at the end; `train.py plan=…` does it at length."""
 
     def check(self) -> None:
         """Raise UserError for values out of range."""
@@ -91,8 +91,8 @@ class TrainConfig:
     """Of everything random."""
     export: list[str] = field(default_factory=list)
     """Further files of the network, each checked against it: torch_export, onnx."""
-    fit: FitConfig = field(default_factory=FitConfig)
-    """The training."""
+    fit: FitConfig = field(default_factory=lambda: FitConfig(lr=0.005))
+    """The training, as the paper fine-tunes on CIFAR-10; a base network wants `fit.lr=0.1` and more epochs."""
 
     def check(self) -> None:
         """Raise UserError for values out of range."""

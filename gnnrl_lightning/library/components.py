@@ -46,6 +46,15 @@ def component(group: str, choice: Any, seed: int) -> tuple[Callable[..., Any], d
     return partial(build, {"_target_": path} | part | given), alongside
 
 
+def default(group: str) -> str:
+    """The part that a search has unless another is asked for, by its name in conf/search.yaml."""
+    from omegaconf import OmegaConf
+
+    chosen: Any = OmegaConf.to_container(OmegaConf.load(_CONF / "search.yaml"))
+    names = [each[group] for each in chosen["defaults"] if isinstance(each, dict) and group in each]
+    return str(names[0])
+
+
 def by_name(choice: Any) -> bool:
     """Whether a part is asked for by name, and not given as an object."""
     return isinstance(choice, str | Mapping)

@@ -15,7 +15,7 @@ from gnnrl_lightning.core.inputs import Inputs, changed
 from gnnrl_lightning.core.samples import HeldInputs, Samples
 from gnnrl_lightning.evaluation.final import deliver
 from gnnrl_lightning.evaluation.reward import Score
-from gnnrl_lightning.library.components import by_name, component
+from gnnrl_lightning.library.components import by_name, component, default
 from gnnrl_lightning.library.feeding import held
 from gnnrl_lightning.library.found import Found
 from gnnrl_lightning.problem.problem import Problem, make_prunable
@@ -37,10 +37,10 @@ def search(
     *,
     reward_data: Any = None,
     score: Score | None = None,
-    agent: Any = "gnnrl",
-    cost: Any = "flops",
-    importance: Any = "reconstruction",
-    recovery: Any = "bn",
+    agent: Any = None,
+    cost: Any = None,
+    importance: Any = None,
+    recovery: Any = None,
     **settings: Any,
 ) -> Found:
     """Finds a smaller network.
@@ -56,7 +56,8 @@ def search(
             used for anything else.
         score: What a network in eval mode is worth, higher is better: mIoU, mAP, PSNR …; None: its top-1 accuracy, or
             with `reward="kl"` how near it is to the unpruned one, which needs no targets.
-        agent: What proposes widths: a name, a mapping with its `name` and settings, or a function of a `Task`.
+        agent: What proposes widths; this and the next three are those of the command (conf/search.yaml) where they are
+            None: a name, a mapping with its `name` and settings, or a function of a `Task`.
         cost: What the budget counts: flops, params, latency, memory, or a function of the `Topology`, that gives
             a function of widths [..., G]; its values are integers in millionths of its `unit`.
         importance: Which channels of a group go first: a name, a mapping, or an `Importance`.
@@ -71,7 +72,8 @@ def search(
     # Imported here: Lightning takes seconds.
     from lightning.pytorch.utilities.seed import isolate_rng
 
-    chosen = {"agent": agent, "importance": importance, "recovery": recovery, "cost": cost}
+    given = {"agent": agent, "importance": importance, "recovery": recovery, "cost": cost}
+    chosen = {group: default(group) if choice is None else choice for group, choice in given.items()}
     with isolate_rng():  # the agent draws, a loader may, and so does the check of a network with dropout
         return _search(model, data, budget, reward_data, score, chosen, settings)
 
