@@ -13,6 +13,7 @@ import pytest
 import torch
 from hydra import compose, initialize
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import resnet18
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
@@ -60,6 +61,17 @@ def macs_share(found: gl.Found) -> float:
     return float(topology.macs(torch.tensor(found.plan.widths)) / topology.macs())
 
 
+def check_files(found: gl.Found, original: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Path) -> None:
+    """Saved, loaded, exported and reported."""
+    page = found.report(out).read_text()
+    assert "Before and after" in page and (out / "figures" / "reward.png").is_file()
+    wanted = pytree.tree_leaves(found.model(*args, **kwargs))
+    loaded = gl.load_pruned(out, original)
+    exported = torch.export.export(loaded, args, kwargs).module()
+    for network in (loaded, exported):
+        torch.testing.assert_close(pytree.tree_leaves(network(*args, **kwargs)), wanted, rtol=1e-3, atol=1e-4)
+
+
 def test_a_loader_with_targets_is_enough(network: nn.Module, images: Tensor, tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in network.state_dict().items()}
     labels = network(images).argmax(1)
@@ -71,9 +83,10 @@ def test_a_loader_with_targets_is_enough(network: nn.Module, images: Tensor, tmp
     assert 0.45 < macs_share(found) <= 0.5
     assert len(found.history) == 12 and found.rewards["original"] == 0
     assert "MACs, M" in found.summary()
-    found.save(tmp_path)
-    small = gl.load_pruned(tmp_path, network)
-    torch.testing.assert_close(small(images), found.model(images))
+    check_files(found, network, (images,), {}, tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [stage["reward"] for stage in results["stages"]] == list(found.rewards.values())
+    assert results["agent"] == "gnnrl" and results["command"] is None
     again = gl.search(network, loader, budget=0.5, episodes=12, finish={"steps": 4})
     assert again.plan == found.plan and again.history[-1]["widths"] == found.history[-1]["widths"]
 
@@ -85,14 +98,10 @@ def test_several_inputs_by_name_and_no_targets(images: Tensor, tmp_path: Path) -
     found = gl.search(network, data, 0.5, reward="kl", **QUICK)
     assert 0.4 < macs_share(found) <= 0.5
     assert found.rewards["original"] == 0 and -1 < found.rewards["pruned"] < 0
-    found.save(tmp_path)
-    small = gl.load_pruned(tmp_path, network)
-    torch.testing.assert_close(small(**data)["scores"], found.model(**data)["scores"])
-    loaded = torch.export.export(found.model.eval(), (), data)
-    torch.testing.assert_close(loaded.module()(**data)["scores"], found.model(**data)["scores"])
+    check_files(found, network, (), data, tmp_path)
 
 
-def test_segmentation_by_a_score_of_the_users_own(images: Tensor) -> None:
+def test_segmentation_by_a_score_of_the_users_own(images: Tensor, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4).eval()
     maps = nn.functional.interpolate(images[:32], size=(64, 64))
@@ -106,6 +115,7 @@ def test_segmentation_by_a_score_of_the_users_own(images: Tensor) -> None:
     found = gl.search(network, maps, 0.5, score=agreement, **QUICK)
     assert 0.45 < macs_share(found) <= 0.5 and found.rewards["original"] == 1
     assert found.model(maps)["out"].shape == (32, 4, 64, 64)
+    check_files(found, network, (maps,), {}, tmp_path)
 
 
 def test_parts_may_be_objects(network: nn.Module, images: Tensor) -> None:
@@ -174,7 +184,7 @@ def test_wrapped_networks_are_unwrapped(network: nn.Module, images: Tensor) -> N
     assert plans[0] == plans[1] == plans[2]
 
 
-def test_a_detector_without_its_post_processing(images: Tensor) -> None:
+def test_a_detector_without_its_post_processing(images: Tensor, tmp_path: Path) -> None:
     class Raw(nn.Module):
         def __init__(self, detector: Any) -> None:
             super().__init__()
@@ -197,6 +207,7 @@ def test_a_detector_without_its_post_processing(images: Tensor) -> None:
     assert {name: each.shape for name, each in found.model(maps).items()} == {
         name: each.shape for name, each in raw(maps).items()
     }
+    check_files(found, raw, (maps,), {}, tmp_path)
 
 
 def test_a_topology_says_what_can_be_pruned(network: nn.Module, images: Tensor) -> None:

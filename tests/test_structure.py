@@ -7,7 +7,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "gnnrl_lightning"
 FLOORS = (
     *("core", "settings", "models", "data", "topology", "pruning", "cost", "reconstruction", "problem", "importance"),
-    *("nn", "evaluation", "training", "searching", "library", "report", "app"),
+    *("nn", "evaluation", "training", "searching", "report", "library", "app"),
 )
 """From the ground up: a package imports only what stands below it."""
 READS_YAML = {"library/components.py", "report/tables.py", "report/comparison_runs.py"}

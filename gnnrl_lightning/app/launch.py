@@ -20,6 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+import gnnrl_lightning
 from gnnrl_lightning.app.config import SearchConfig, TrainConfig
 from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.training.noise import NOISE
@@ -30,15 +31,17 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def launch(main: Callable[[], Any]) -> None:
-    """Runs a Hydra application.
+    """Runs a Hydra application; with `--version` it says which one and ends.
 
     The exit code is 1 where the user's settings are at fault and 2 where Hydra cannot compose them.
     """
+    if "--version" in sys.argv:
+        print(f"gnnrl-lightning {gnnrl_lightning.__version__}")
+        return
     # Hydra would print its own extract of a traceback; so told, it raises, and one line is all there is.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     # Each ddp process composes the configuration anew, and must find the same folder.
     os.environ.setdefault("RUN_STAMP", datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3])
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts memory, is talkative
     for message in NOISE:
         warnings.filterwarnings("ignore", message=message)
     sys.argv[1:] = [_deletion(argument) for argument in sys.argv[1:]]
@@ -69,6 +72,7 @@ def job(story: Callable[[DictConfig], float], config: DictConfig) -> float:
     keep_freed_memory()
     # Here, because it takes seconds to import, which `--help` need not wait for.
     import lightning.pytorch  # noqa: F401  # sets up the loggers that are silenced below
+    from lightning.fabric.utilities import rank_zero_only
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -78,6 +82,8 @@ def job(story: Callable[[DictConfig], float], config: DictConfig) -> float:
         logger.handlers.clear()
         logger.propagate = True
         logger.setLevel(logging.WARNING)
+    if getattr(rank_zero_only, "rank", 0) > 0:  # what all ranks do is said once
+        logging.getLogger("gnnrl_lightning").setLevel(logging.WARNING)
     try:
         try:
             return story(config)

@@ -9,13 +9,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from gnnrl_lightning.app.asked import Asked
-from gnnrl_lightning.app.results import choice, opening
-from gnnrl_lightning.evaluation.evaluator import Evaluator
+from gnnrl_lightning.app.command import choice
 from gnnrl_lightning.evaluation.final import Delivered, deliver
 from gnnrl_lightning.evaluation.measure import test_top1
 from gnnrl_lightning.pruning.apply import make_plan, placed, planned_widths, save_pruned
 from gnnrl_lightning.pruning.plan import PruningPlan
-from gnnrl_lightning.searching.preparation import Preparation
+from gnnrl_lightning.searching.explore import Explored
+from gnnrl_lightning.searching.results import opening
 from gnnrl_lightning.training.fitting import fit
 from gnnrl_lightning.training.supervised import Curve
 
@@ -26,10 +26,8 @@ class Outcome:
 
     Attributes:
         plan: Which channels of the original stay.
-        widths: How many of the groups that this search pruned, [G].
-        delivered: The winner without its channels, and finished.
+            delivered: The winner without its channels, and finished.
         network: The network that is handed on.
-        opened: The widths of the closed-form plan that the search opened with, [G]; None where it did not.
         networks: The original, that of the closed-form plan where the search has added to it, and `network`.
         sizes: Widths of these among all groups of the original, [G].
         top1: Accuracy in % of every stage on the test split.
@@ -37,32 +35,23 @@ class Outcome:
     """
 
     plan: PruningPlan
-    widths: Tensor
     delivered: Delivered
     network: nn.Module
-    opened: Tensor | None
     networks: dict[str, nn.Module]
     sizes: dict[str, Tensor]
     top1: dict[str, float]
     curve: Curve = field(default_factory=list)
 
 
-def hand_on(
-    asked: Asked,
-    prepared: Preparation,
-    evaluator: Evaluator,
-    widths: Tensor,
-    clock: dict[str, float],
-) -> Outcome:
+def hand_on(asked: Asked, explored: Explored, clock: dict[str, float]) -> Outcome:
     """Builds, finishes, fine-tunes, tests and saves the winner.
 
     Args:
         asked: What was asked.
-        prepared: The search.
-        evaluator: What gave its rewards.
-        widths: The winner's, [G].
+        explored: The search.
         clock: Gets the time when fine-tuning begins.
     """
+    prepared, evaluator, widths = explored.prepared, explored.evaluator, explored.widths
     cfg, data, problem, original = asked.cfg, asked.data, asked.problem, asked.original
     unpruned, kept = problem.prunable.unpruned, evaluator.kept(widths)
     plan = make_plan(problem.topology, kept)
@@ -72,7 +61,7 @@ def hand_on(
     shown = partial(data.training_images, cfg.finish.batch_size, asked.run.device, evaluator.layout)
     delivered = deliver(evaluator, kept, cfg, shown, learns_on=tunes)
     opened = opening(prepared.env, evaluator.plans) if prepared.task.plans else None
-    outcome = Outcome(plan, widths, delivered, delivered.final.network, opened, {}, {}, {})
+    outcome = Outcome(plan, delivered, delivered.final.network, {}, {}, {})
 
     test = partial(_test, outcome, asked)
     test("original", original, unpruned.full_widths())

@@ -16,7 +16,6 @@ from gnnrl_lightning.app.config import SearchConfig, typed
 from gnnrl_lightning.app.measured import results_of
 from gnnrl_lightning.app.outcome import hand_on
 from gnnrl_lightning.app.prepared import prepare
-from gnnrl_lightning.app.results import curves
 from gnnrl_lightning.app.run import begin, has_ended, open_run
 from gnnrl_lightning.app.tracking import log_input, log_metrics, log_run, open_loggers
 from gnnrl_lightning.core.checks import UserError
@@ -25,6 +24,8 @@ from gnnrl_lightning.core.ranks import agreed
 from gnnrl_lightning.models.factory import ModelSpec
 from gnnrl_lightning.report.page import write_report
 from gnnrl_lightning.report.tables import stage_table
+from gnnrl_lightning.searching.explore import Explored
+from gnnrl_lightning.searching.results import curves
 from gnnrl_lightning.training.base import train_base
 
 log = logging.getLogger(__name__)
@@ -81,12 +82,13 @@ def _prune(config: DictConfig) -> float:
         module = run_agent(run, cfg, agent, prepared.env, prepared.task.plans)
         widths, whole = agreed(evaluator.winner(module.finalists(cfg.finalists), module.best["reward"]))
         clock["finish"] = time.perf_counter()
-        outcome = hand_on(asked, prepared, evaluator, widths, clock)
+        explored = Explored(prepared, evaluator, module, widths)
+        outcome = hand_on(asked, explored, clock)
         clock["end"] = time.perf_counter()
         tested = {f"test_top1/{name}": top1 for name, top1 in outcome.top1.items()}
         log_metrics(logger, {"search/winner_reward": whole} | tested)
         if module.global_rank == 0:
-            results = results_of(asked, prepared, evaluator, module, outcome, whole, clock)
+            results = results_of(asked, explored, outcome, whole, clock)
             write_json(folder / "results.json", results)
             if evaluator.curves:
                 topology = asked.problem.topology

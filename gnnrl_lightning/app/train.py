@@ -14,9 +14,9 @@ from torch import nn
 
 from gnnrl_lightning import data as data_modules
 from gnnrl_lightning.app.asked import data_of
+from gnnrl_lightning.app.command import command
 from gnnrl_lightning.app.config import TrainConfig, typed
 from gnnrl_lightning.app.export import check_formats, check_saved, export
-from gnnrl_lightning.app.results import command
 from gnnrl_lightning.app.run import open_run
 from gnnrl_lightning.app.search import loading
 from gnnrl_lightning.app.tracking import log_input, log_metrics, log_run, open_loggers

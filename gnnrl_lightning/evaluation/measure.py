@@ -1,6 +1,7 @@
 """What a network really costs on this machine, and how well it does on images that nothing else has seen."""
 
 import math
+import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -10,10 +11,11 @@ from typing import Any
 
 import torch
 from rich.progress import track
-from torch import Tensor, nn
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 
+from gnnrl_lightning.core.inputs import Inputs, call, changed, count, laid_out, repeated, taken, tensors_in
 from gnnrl_lightning.core.layout import to_fastest_layout
 
 _WARM_UP = 2
@@ -49,18 +51,19 @@ class Speed:
 
 
 @torch.no_grad()
-def speeds(models: Sequence[nn.Module], images: Tensor, device: torch.device) -> list[Speed]:
+def speeds(models: Sequence[nn.Module], images: Inputs, device: torch.device) -> list[Speed]:
     """Measures networks side by side in turns, each in its fastest layout.
 
     On a shared machine the absolute times are noise; their ratios are not.
 
     Args:
         models: Networks to compare.
-        images: One batch, [N, 3, H, W].
+        images: One batch, as they take it.
         device: Where they run.
     """
-    layouts = [to_fastest_layout(model.to(device).eval(), images[:2].to(device)) for model in models]
-    fed = [images.to(device, memory_format=layout) for layout in layouts]
+    images = changed(images, lambda x: x.to(device))
+    layouts = [to_fastest_layout(model.to(device).eval(), taken(images, slice(2))) for model in models]
+    fed = [laid_out(images, layout) for layout in layouts]
     times: list[list[float]] = [[] for _ in models]
     started = time.perf_counter()
     for round_ in range(_WARM_UP + _MOST):
@@ -72,10 +75,10 @@ def speeds(models: Sequence[nn.Module], images: Tensor, device: torch.device) ->
             break
     return [
         Speed(
-            batch=len(images),
+            batch=count(images),
             median_ms=1000 * statistics.median(mine),
             p95_ms=1000 * sorted(mine)[math.ceil(0.95 * len(mine)) - 1],
-            images_per_second=len(images) / statistics.median(mine),
+            images_per_second=count(images) / statistics.median(mine),
             peak_bytes=weight_bytes(model) + _peak_activations(model, batch),
         )
         for model, batch, mine in zip(models, fed, times, strict=True)
@@ -83,7 +86,7 @@ def speeds(models: Sequence[nn.Module], images: Tensor, device: torch.device) ->
 
 
 def budget_check(
-    cost: Any, counted: Sequence[int], models: Sequence[nn.Module], image: Tensor, device: torch.device
+    cost: Any, counted: Sequence[int], models: Sequence[nn.Module], image: Inputs, device: torch.device
 ) -> dict[str, Any] | None:
     """What the budget counted beside what is measured, for a cost that is predicted; None for one that is exact.
 
@@ -91,12 +94,12 @@ def budget_check(
         cost: What the budget counts.
         counted: Cost of the original and the pruned network.
         models: These two.
-        image: One that they take, [1, 3, H, W].
+        image: One that they take.
         device: Where they run.
     """
-    if cost.measured_as is None:
+    if getattr(cost, "measured_as", None) is None:
         return None
-    measured = speeds(models, torch.randn(cost.batch_size, *image.shape[1:]), device)
+    measured = speeds(models, repeated(image, cost.batch_size), device)
     unit = 1e6 if cost.measured_as == "peak_bytes" else 1
     return {
         "quantity": f"{cost.name} at batch {cost.batch_size}",
@@ -111,26 +114,29 @@ def weight_bytes(model: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
 
 
-def _peak_activations(model: nn.Module, images: Tensor) -> int:
+def _peak_activations(model: nn.Module, images: Inputs) -> int:
     """Most that a forward pass holds at a time beside the weights and the images, by the allocator's own account."""
-    if images.is_cuda:
-        torch.cuda.reset_peak_memory_stats(images.device)
-        before = torch.cuda.memory_allocated(images.device)
-        model(images)
-        return int(torch.cuda.max_memory_allocated(images.device) - before)
+    device = tensors_in(images)[0].device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call(model, images)
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler is talkative
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        model(images)
+        call(model, images)
     assert profiler.profiler is not None
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     steps = [int(event.nbytes()) for event in sorted(events, key=lambda event: event.start_ns())]
     return max(accumulate(steps, initial=0))
 
 
-def _forward_seconds(model: nn.Module, images: Tensor) -> float:
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)
+def _forward_seconds(model: nn.Module, images: Inputs) -> float:
+    device = tensors_in(images)[0].device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     started = time.perf_counter()
-    model(images)
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)
+    call(model, images)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter() - started

@@ -8,7 +8,7 @@ import numpy as np
 from gnnrl_lightning.core.numbers import MINUS, fixed
 
 SCORE = "score"
-"""Rewards that are scores of the user's own, which tables and figures do not know."""
+"""Rewards that are scores of the user's own."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Protocol:
     """What rewards and accuracies are taken by.
 
     Attributes:
-        reward: `top1` or `kl`; on the progress bar alone, `SCORE`.
+        reward: `top1`, `kl`, or from Python `SCORE`.
         split: What reward_split was.
         labels: Whether the images have labels; else accuracy is agreement with the unpruned network.
         images: Which images both are from, in a sentence; empty where rewards are of training images.
@@ -38,6 +38,11 @@ class Protocol:
         return self.reward == "kl"
 
     @property
+    def top1(self) -> bool:
+        """Whether rewards are accuracies, but for 100 %."""
+        return self.reward == "top1"
+
+    @property
     def accuracy(self) -> str:
         """What accuracies are called in the head of a column."""
         return "top-1" if self.labels else "agreement"
@@ -53,35 +58,36 @@ class Protocol:
     @property
     def meaning(self) -> str:
         """What a reward is, for a sentence."""
-        return (
-            "minus the Kullback-Leibler divergence from the unpruned network's scores, in nats"
-            if self.kl
-            else "minus the top-1 error in %"
-        )
+        return {
+            "kl": "minus the Kullback-Leibler divergence from the unpruned network's scores, in nats",
+            SCORE: "the score that was given",
+        }.get(self.reward, "minus the top-1 error in %")
 
     @property
     def axis(self) -> str:
         """What a reward is, for an axis."""
-        return f"{MINUS}KL from the unpruned network, nats" if self.kl else f"{MINUS}top-1 error, %"
+        return {"kl": f"{MINUS}KL from the unpruned network, nats", SCORE: "score"}.get(
+            self.reward, f"{MINUS}top-1 error, %"
+        )
 
     @property
     def unit(self) -> str:
         """Of a reward."""
-        return "nats" if self.kl else "%"
+        return {"kl": "nats", SCORE: ""}.get(self.reward, "%")
 
     @property
     def digits(self) -> int:
         """Decimals of a reward in a table."""
-        return 4 if self.kl else 2
+        return 2 if self.top1 else 4
 
     @property
     def step(self) -> float:
         """What is a round difference of rewards, for an axis."""
-        return 0.01 if self.kl else 1.0
+        return 1.0 if self.top1 else 0.01
 
     def text(self, reward: float) -> str:
         """A reward with its unit."""
-        return f"{fixed(reward, self.digits)} {self.unit}"
+        return f"{fixed(reward, self.digits)} {self.unit}".rstrip()
 
     def best(self, reward: float) -> str:
         """How good the best network is, on the progress bar."""

@@ -1,6 +1,6 @@
 """What `gl.search` has found."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +10,11 @@ from torch import nn
 from gnnrl_lightning.core.files import write_csv, write_json
 from gnnrl_lightning.core.numbers import aligned, fixed, millions, percent
 from gnnrl_lightning.evaluation.final import Delivered
+from gnnrl_lightning.evaluation.protocol import SCORE, Protocol
 from gnnrl_lightning.problem.problem import Problem
 from gnnrl_lightning.pruning.apply import planned_widths, save_pruned
 from gnnrl_lightning.pruning.plan import PruningPlan
+from gnnrl_lightning.topology.outline import write_layers
 
 if TYPE_CHECKING:  # it takes all of Lightning
     from gnnrl_lightning.searching.explore import Explored
@@ -81,3 +83,50 @@ class Found:
         write_csv(folder / "history.csv", self.history, list(self.history[0]))
         write_json(folder / "rewards.json", self.rewards)
         return folder
+
+    def report(self, folder: Path | str) -> Path:
+        """Writes what `save` does, and `report.html` with its figures and numbers; measures both networks.
+
+        Args:
+            folder: Made if it is not there.
+
+        Returns:
+            The page.
+        """
+        # Imported here: matplotlib and Lightning take seconds.
+        from gnnrl_lightning.report.page import write_report
+        from gnnrl_lightning.searching.results import curves, measured
+
+        folder, explored = self.save(folder), self.explored
+        prepared, evaluator, judge = explored.prepared, explored.evaluator, explored.evaluator.judge
+        topology = self.problem.prunable.unpruned
+        networks = {"original": self.problem.prunable.original, "pruned": self.model}
+        sizes = {"original": topology.full_widths(), "pruned": planned_widths(topology, self.plan)}
+        worth: dict[str, dict[str, float | None]] = {
+            name: {"top1": None, "reward": reward} for name, reward in self.rewards.items()
+        }
+        counted = {"train": len(prepared.training[0]), "reward": len(judge.samples)}
+        said = f"Rewards are taken on {counted['reward']:,} samples that nothing else was learned from."
+        reward = SCORE if judge.score is not None else prepared.settings.reward
+        parts = {"importance": prepared.importance, "recovery": prepared.recovery}
+        results = {
+            "model": type(networks["original"]).__name__,
+            "data": "the given data",
+            "agent": self.plan.about["agent"],
+            **{name: type(part).__name__ for name, part in parts.items()},
+            "seed": prepared.settings.seed,
+            "command": None,
+            "protocol": asdict(Protocol(reward, images=said if reward != SCORE else "")),
+            "images": counted,
+            "seconds": {"networks tried": sum(float(row["seconds"]) for row in self.history)},
+            **measured(explored, self.delivered, networks, sizes, worth),
+            "export": {},
+            "reward": {"best_seen": explored.module.best["reward"], "whole_split": self.rewards["pruned"]},
+            "recovery_curve": [],
+        }
+        write_json(folder / "results.json", results)
+        write_layers(folder / "layers.json", topology, sizes["pruned"])
+        if evaluator.curves:
+            found = curves(self.problem.topology, evaluator.curves, evaluator.plans, explored.widths)
+            write_json(folder / "curves.json", found)
+        return write_report(folder)

@@ -133,7 +133,14 @@ def _search(
     shown = partial(_drawn, training[0], asked.finish.batch_size, asked.seed, device)
     delivered = deliver(explored.evaluator, kept, asked, shown)
     about = {"budget": budget, "cost": getattr(cost, "name", type(cost).__name__), "seed": asked.seed}
+    about["agent"] = _name(chosen["agent"], agent)
     return Found(problem, replace(make_plan(prunable.topology, kept), about=about), explored, delivered)
+
+
+def _name(choice: Any, agent: Any) -> str:
+    if by_name(choice):
+        return choice if isinstance(choice, str) else str(choice["name"])
+    return type(agent).__name__
 
 
 def _check_model(model: Any) -> None:

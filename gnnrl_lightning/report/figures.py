@@ -129,7 +129,7 @@ def cost_figure(record: Record) -> Figure:
     reward = np.array([episode.reward for episode in record.episodes])
     budget = 100 * record.results["allowed"]["fraction"]
     chosen, protocol = record.chosen, Protocol.of(record.results)
-    above = 0 if protocol.kl else 100
+    above = 100 if protocol.top1 else 0
     figure, axes = new_figure(
         f"The chosen plan scores {protocol.text(above + chosen.reward)} on the reward images "
         f"at {percent(chosen.cost_ratio, 2)} of the cost"
@@ -168,7 +168,7 @@ def cost_figure(record: Record) -> Figure:
     axes.set_xlim(left - margin, right + margin)
     original = record.results["cost_values"]["original"]
     axes.set_xlabel(f"cost, % of the original's {millions(original)} {record.results['cost_unit']}")
-    axes.set_ylabel(f"reward = {protocol.axis}" if protocol.kl else "top-1 on the reward images, %")
+    axes.set_ylabel("top-1 on the reward images, %" if protocol.top1 else f"reward = {protocol.axis}")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8))
     axes.ticklabel_format(useOffset=False)
     figure.legend(loc="outside lower center", ncols=3)
@@ -218,7 +218,7 @@ def _scatter(axes: Axes, x: np.ndarray, y: np.ndarray, protocol: Protocol) -> No
             markersize=5,
             color="#6B7280",
             label=f"{(~inside).sum()} of {_plural(len(y), 'episode')} below "
-            f"{fixed(floor, 2 if protocol.kl else 0)} {protocol.unit}",
+            f"{fixed(floor, 0 if protocol.top1 else 2)} {protocol.unit}",
         )
     margin = max(0.06 * (y.max() - floor), 0.5 * protocol.step)
     axes.set_ylim(floor - margin, y.max() + margin)

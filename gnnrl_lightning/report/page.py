@@ -22,6 +22,7 @@ from gnnrl_lightning.report.tables import (
     speed_rows,
     stage_columns,
     stage_rows,
+    tested,
 )
 
 _COUNTED = (("MACs, millions", "macs"), ("Parameters, millions", "params"))
@@ -74,14 +75,8 @@ def _changes(results: dict[str, Any]) -> list[dict[str, str]]:
     """The headline: what each quantity was, what it is now, and the difference in words."""
     first, *_, last = results["stages"]
     size = results["weight_bytes"]
-    known = first["top1"] is not None and last["top1"] is not None
     return [
-        {
-            "name": "Top-1 accuracy, %" if Protocol.of(results).labels else "Agreement with the original, %",
-            "before": fixed(first["top1"], 2),
-            "after": fixed(last["top1"], 2),
-            "note": f"{signed(last['top1'] - first['top1'], 2)} points" if known else "not tested",
-        },
+        _worth(results, first, last),
         *(_shrunk(name, first[key], last[key], millions) for name, key in _COUNTED),
         {
             "name": "Latency, ms",
@@ -93,6 +88,21 @@ def _changes(results: dict[str, Any]) -> list[dict[str, str]]:
         },
         _shrunk("Size on disk, MiB", size["original"], size["pruned"], lambda size: short(size / 2**20)),
     ]
+
+
+def _worth(results: dict[str, Any], first: dict[str, Any], last: dict[str, Any]) -> dict[str, str]:
+    """Accuracy on test images; or the reward, where that is all that is known."""
+    protocol = Protocol.of(results)
+    if not tested(results):
+        before, after = (fixed(each["reward"], protocol.digits) for each in (first, last))
+        return {"name": f"Reward {protocol.unit}".rstrip(), "before": before, "after": after, "note": protocol.meaning}
+    known = first["top1"] is not None and last["top1"] is not None
+    return {
+        "name": "Top-1 accuracy, %" if protocol.labels else "Agreement with the original, %",
+        "before": fixed(first["top1"], 2),
+        "after": fixed(last["top1"], 2),
+        "note": f"{signed(last['top1'] - first['top1'], 2)} points" if known else "not tested",
+    }
 
 
 def _shrunk(name: str, before: int, after: int, text: Callable[[float], str]) -> dict[str, str]:

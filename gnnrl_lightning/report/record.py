@@ -115,7 +115,7 @@ def read_record(folder: Path) -> Record:
         raise UserError(f"{folder / 'history.csv'} holds no episode; give the folder of a finished search.")
     plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     groups = [Group(group["name"], group["width"], len(group["kept"])) for group in plan["groups"]]
-    own = ((plan.get("model") or {}).get("spec") or {}).get("source") == "module"
+    own = plan.get("model") is None or plan["model"]["spec"]["source"] == "module"
     config = folder / "config.yaml"
     settings = config.read_text(encoding="utf-8") if config.is_file() else ""
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))

@@ -66,9 +66,14 @@ def finish_line(results: dict[str, Any]) -> str | None:
     finish = results.get("finish")
     if not finish:
         return None
-    (first, last), (before, after) = finish["error"], finish["divergence"]
+    first, last = finish["error"]
+    if finish["divergence"] is None:
+        (before, after), what, better = finish["scores"], "score {} to {}", finish["scores"][1] > finish["scores"][0]
+    else:
+        (before, after), what = finish["divergence"], "divergence from the unpruned network {} to {} nats"
+        better = after < before
     line = (
-        f"finished: divergence from the unpruned network {fixed(before, 3)} to {fixed(after, 3)} nats, "
+        f"finished: {what.format(fixed(before, 3), fixed(after, 3))}, "
         f"error of the activations {percent(first)} to {percent(last)}"
     )
-    return line if after < before else f"{line}; not taken"
+    return line if better else f"{line}; not taken"

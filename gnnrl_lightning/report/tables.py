@@ -34,9 +34,15 @@ def settings_of(results: dict[str, Any]) -> dict[str, Any]:
     return {name: results.get(name) for name in SWEPT} | {"reward": protocol.reward, "reward_split": protocol.split}
 
 
+def tested(results: dict[str, Any]) -> bool:
+    """Whether accuracies on test images are known; a search from Python has rewards alone."""
+    return "reward" not in results["stages"][0]
+
+
 def stage_columns(results: dict[str, Any]) -> tuple[str, ...]:
     """Head of the table of stages."""
-    return "network", f"{Protocol.of(results).accuracy} %", "MMACs", "parameters, M", f"latency, ms ({TIMES})"
+    worth = f"{Protocol.of(results).accuracy} %" if tested(results) else "reward"
+    return "network", worth, "MMACs", "parameters, M", f"latency, ms ({TIMES})"
 
 
 def stage_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -45,7 +51,7 @@ def stage_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
     return [
         (
             stage["name"],
-            fixed(stage["top1"], 2),
+            fixed(stage["top1"], 2) if tested(results) else Protocol.of(results).text(stage["reward"]),
             f"{millions(stage['macs'])} ({percent(stage['macs'] / original['macs'])})",
             f"{millions(stage['params'])} ({percent(stage['params'] / original['params'])})",
             MISSING

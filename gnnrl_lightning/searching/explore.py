@@ -27,11 +27,13 @@ class Explored:
     """A search that has ended.
 
     Attributes:
+        prepared: What was searched.
         evaluator: What gave its rewards.
         module: Its history.
         widths: The winner's, [G].
     """
 
+    prepared: Preparation
     evaluator: Evaluator
     module: SearchModule
     widths: Tensor
@@ -67,7 +69,7 @@ def explore(prepared: Preparation, agent: Agent, evaluator: Evaluator, device: t
                 raise KeyboardInterrupt from None
             raise
     widths, _ = agreed(evaluator.winner(module.finalists(settings.finalists), module.best["reward"]))
-    return Explored(evaluator, module, widths)
+    return Explored(prepared, evaluator, module, widths)
 
 
 def seed_all(seed: int) -> None:

@@ -61,7 +61,9 @@ def make_run() -> MakeRun:
             {"name": name, "width": 16, "kept": list(range(1 + (chosen + index) % 16))}
             for index, name in enumerate(names)
         ]
-        (folder / "plan.json").write_text(json.dumps({"format": 1, "groups": plan}))
+        (folder / "plan.json").write_text(
+            json.dumps({"format": 1, "groups": plan, "model": {"spec": {"source": "cifar"}}})
+        )
         small = {"macs": 49_990_000, "params": 400_000, "latency_ms": 8.0, "latency_ratio": 1.5}
         results = {
             "model": "resnet56",
