@@ -151,3 +151,58 @@ def test_costs_have_their_unit() -> None:
     found = gl.search(Net(), X, 0.6, reward="kl", cost="memory", agent="closed_form", finish=False)
     cost = found.problem.cost(found.problem.prunable.unpruned.full_widths())
     assert re.search(rf"cost, MB +{millions(int(cost))} ", found.summary())
+
+
+def test_a_network_whose_input_may_not_be_noise() -> None:
+    """It is checked on the samples that there are: of noise its logarithm is no number."""
+
+    class Logarithm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU())
+            self.head = nn.Linear(16, 10)
+
+        def forward(self, powers: Tensor) -> Tensor:
+            return self.head(self.body(powers.log()).mean((2, 3)))
+
+    torch.manual_seed(0)
+    found = gl.search(Logarithm().eval(), 0.1 + torch.rand(64, 3, 8, 8), 0.6, reward="kl", **QUICK)
+    assert found.model(torch.rand(1, 3, 8, 8) + 0.1).isfinite().all()
+
+
+class Table(nn.Module):
+    """Adds rows of a table that all samples share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.row = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)), nn.Linear(5, 8)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, image: Tensor, table: Tensor) -> Tensor:
+        return self.head(self.image(image).mean((2, 3)) + self.row(table).sum(0))
+
+
+@pytest.mark.parametrize("rows", [16, 32])
+def test_a_table_that_all_samples_share(rows: int) -> None:
+    """It may have as many rows as a batch of the loader, or as one of the search."""
+    torch.manual_seed(0)
+    images, table = torch.randn(80, 3, 8, 8), torch.randn(rows, 5)
+    loader = [((batch, table),) for batch in images.split(16)]
+    found = gl.search(Table().eval(), loader, 0.6, reward="kl", **QUICK)
+    assert found.model(images, table).shape == (80, 10)
+    assert found.rewards["original"] == 0 > found.rewards["pruned"]
+
+
+def test_a_network_that_keeps_what_it_computed() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(288, 10))
+    network.last = network(torch.randn(2, 3, 8, 8))  # type: ignore[assignment]
+    with pytest.raises(gl.UserError, match=r"Sequential cannot be copied .* set that to None first"):
+        gl.search(network, torch.randn(8, 3, 8, 8), 0.5, reward="kl")
+
+
+def test_inside_inference_mode() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.Flatten(), nn.Linear(128, 10))
+    with torch.inference_mode():
+        found = gl.search(network.eval(), torch.randn(64, 3, 8, 8), 0.6, reward="kl", **QUICK)
+    assert found.delivered.finish is not None

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gnnrl_lightning.core.inputs import Inputs, changed, count, laid_out, taken, tensors_in
+from gnnrl_lightning.core.inputs import Inputs, changed, count, laid_out, tensors_in
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,21 @@ class Samples(Protocol):
         """The same on another device."""
 
 
-@dataclass(frozen=True)
 class HeldInputs:
     """Inputs of whatever structure.
 
     Args:
         inputs: All of them as one batch.
+        shared: Which of its tensors all samples share, in order; None: those whose first dimension is another than that
+            of the first tensor.
     """
 
-    inputs: Inputs
+    def __init__(self, inputs: Inputs, shared: tuple[bool, ...] | None = None) -> None:
+        self.inputs = inputs
+        total = count(inputs)
+        found = tuple(not x.dim() or len(x) != total for x in tensors_in(inputs))
+        # Kept from batch to batch: a smaller one may have as many samples as a shared tensor has rows.
+        self.shared = found if shared is None else shared
 
     @property
     def device(self) -> torch.device:
@@ -78,23 +84,24 @@ class HeldInputs:
     @property
     def varied(self) -> bool:
         """Whether any input differs from image to image."""
-        total = len(self)
-        return any(bool((x != x[:1]).any()) for x in tensors_in(self.inputs) if x.dim() and len(x) == total)
+        each = zip(tensors_in(self.inputs), self.shared, strict=True)
+        return any(bool((x != x[:1]).any()) for x, shared in each if not shared)
 
     def __len__(self) -> int:
         return count(self.inputs)
 
     def __getitem__(self, rows: slice | Tensor) -> Inputs:
         """Some of them."""
-        return taken(self.inputs, rows)
+        shared = iter(self.shared)
+        return changed(self.inputs, lambda x: x if next(shared) else x[rows])
 
     def first(self, count: int | None) -> "HeldInputs":
         """The first ones; None: all."""
-        return HeldInputs(taken(self.inputs, slice(count)))
+        return HeldInputs(self[slice(count)], self.shared)
 
     def to(self, device: torch.device, memory_format: torch.memory_format = torch.preserve_format) -> "HeldInputs":
         """The same on another device."""
-        return HeldInputs(laid_out(changed(self.inputs, lambda x: x.to(device)), memory_format))
+        return HeldInputs(laid_out(changed(self.inputs, lambda x: x.to(device)), memory_format), self.shared)
 
 
 class HeldImages:

@@ -10,7 +10,7 @@ import torch
 from rich.progress import track
 from torch import Tensor, fx, nn
 
-from gnnrl_lightning.core.inputs import Inputs, call, laid_out, taken, tensors_in
+from gnnrl_lightning.core.inputs import Inputs, call, laid_out, tensors_in
 from gnnrl_lightning.core.layout import to_fastest_layout
 from gnnrl_lightning.pruning.rewrite import ORIGIN, rewrite
 from gnnrl_lightning.topology import Topology
@@ -50,7 +50,7 @@ def measure(topology: Topology, network: nn.Module, images: Inputs) -> Times:
         network: It, as it is going to be pruned: the model or its rewritten graph.
         images: A batch, on the device that is measured.
     """
-    layout = to_fastest_layout(network.to(tensors_in(images)[0].device).eval(), taken(images, slice(2)))
+    layout = to_fastest_layout(network.to(tensors_in(images)[0].device).eval(), images)
     images = laid_out(images, layout)
     whole, operations = _instrumented(topology, topology.full_widths(), images, layout)
     clock = _Clock(images)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 
-from gnnrl_lightning.core.inputs import Inputs, call, changed, count, laid_out, repeated, taken, tensors_in
+from gnnrl_lightning.core.inputs import Inputs, call, changed, count, laid_out, repeated, tensors_in
 from gnnrl_lightning.core.layout import to_fastest_layout
 
 _WARM_UP = 2
@@ -62,7 +62,7 @@ def speeds(models: Sequence[nn.Module], images: Inputs, device: torch.device) ->
         device: Where they run.
     """
     images = changed(images, lambda x: x.to(device))
-    layouts = [to_fastest_layout(model.to(device).eval(), taken(images, slice(2))) for model in models]
+    layouts = [to_fastest_layout(model.to(device).eval(), images) for model in models]
     fed = [laid_out(images, layout) for layout in layouts]
     times: list[list[float]] = [[] for _ in models]
     started = time.perf_counter()

@@ -52,8 +52,7 @@ def held(model: nn.Module, data: Any, most: int | None, name: str = "data") -> t
             break
     if not total:
         raise UserError(f"{name} gives no batch; it must be {_WANTED}.")
-    inputs = _joined([inputs for inputs, _ in parts], name)
-    samples, labels = HeldInputs(inputs), _targets([target for _, target in parts])
+    samples, labels = _joined([inputs for inputs, _ in parts], name), _targets([target for _, target in parts])
     if labels is not None and len(labels) != len(samples):
         log.warning("%s has %d inputs and %d targets, which are not used", name, len(samples), len(labels))
         labels = None
@@ -103,23 +102,34 @@ def _arguments(model: nn.Module, inputs: Mapping[str, Any], name: str) -> Inputs
     )
 
 
-def _joined(parts: list[Inputs], name: str) -> Inputs:
+def _joined(parts: list[Inputs], name: str) -> HeldInputs:
     """One batch of all."""
     parts = [_in_order_of(parts[0], part) for part in parts]
     flat, structures = zip(*(pytree.tree_flatten(part) for part in parts), strict=True)
     if any(structure != structures[0] for structure in structures):
         raise UserError(f"the batches of {name} differ in structure: one has other parts than the first.")
-
-    def join(leaves: tuple[Any, ...]) -> Any:
-        first = leaves[0]
-        if not isinstance(first, Tensor) or not first.dim() or len(first) != count(parts[0]):
-            return first.detach().cpu().clone() if isinstance(first, Tensor) else first  # shared by all
-        return torch.cat([leaf.detach().cpu() for leaf in leaves])
-
+    counts = [count(part) for part in parts]
+    joined, shared = [], []
     try:
-        return pytree.tree_unflatten([join(leaves) for leaves in zip(*flat, strict=True)], structures[0])
+        for number, leaves in enumerate(zip(*flat, strict=True)):
+            if not isinstance(leaves[0], Tensor):
+                joined.append(leaves[0])
+                continue
+            # The first tensor is that of the samples.
+            shared.append(any(isinstance(each, Tensor) for each in flat[0][:number]) and _same(leaves, counts))
+            tensors = [leaf.detach().cpu() for leaf in leaves]
+            joined.append(tensors[0].clone() if shared[-1] else torch.cat(tensors))
     except RuntimeError as error:
         raise UserError(f"the batches of {name} cannot be held as one: {str(error).splitlines()[0]}.") from error
+    return HeldInputs(pytree.tree_unflatten(joined, structures[0]), tuple(shared))
+
+
+def _same(leaves: tuple[Tensor, ...], counts: list[int]) -> bool:
+    """Whether the samples of all batches share a tensor: it has other rows than these, or is the same in all."""
+    first = leaves[0]
+    if any(not leaf.dim() or len(leaf) != samples for leaf, samples in zip(leaves, counts, strict=True)):
+        return True
+    return len(leaves) > 1 and all(leaf.shape == first.shape and torch.equal(leaf, first) for leaf in leaves[1:])
 
 
 def _in_order_of(first: Inputs, part: Inputs) -> Inputs:

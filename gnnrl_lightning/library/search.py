@@ -74,7 +74,8 @@ def search(
 
     given = {"agent": agent, "importance": importance, "recovery": recovery, "cost": cost}
     chosen = {group: default(group) if choice is None else choice for group, choice in given.items()}
-    with isolate_rng():  # the agent draws, a loader may, and so does the check of a network with dropout
+    # The agent draws, a loader may, and so does the check of a network with dropout; the finish needs gradients.
+    with isolate_rng(), torch.inference_mode(False), torch.enable_grad():
         return _search(model, data, budget, reward_data, score, chosen, settings)
 
 
@@ -91,7 +92,7 @@ def _search(
     from gnnrl_lightning.searching.explore import explore, quiet, seed_all
     from gnnrl_lightning.searching.preparation import Preparation, wanted_images
 
-    original = copy.deepcopy(_unwrapped(model)).eval()
+    original = _copied(_unwrapped(model)).eval()
     device = next(original.parameters()).device
     parts, alongside = dict(chosen), dict[str, Any]()
     for group, choice in chosen.items():
@@ -162,6 +163,16 @@ def _unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever an attribute of the user's network raises
+        raise UserError(
+            f"{type(model).__name__} cannot be copied ({str(error).splitlines()[0]}); if it keeps what an earlier call "
+            f"computed, set that to None first."
+        ) from error
+
+
 def _settings(given: dict[str, Any], alongside: dict[str, Any]) -> SearchSettings:
     names = [each.name for each in fields(SearchSettings)]
     if unknown := sorted(given.keys() - set(names)):
@@ -197,7 +208,8 @@ def _splits(model: nn.Module, data: Any, reward_data: Any, wanted: int | None) -
     rewards = min(_REWARD_IMAGES, len(inputs) // 2)
     log.info("%d samples of data are for rewards, %d for all else", rewards, len(inputs) - rewards)
     parts = [slice(rewards, None), slice(rewards)]
-    first, second = ((HeldInputs(inputs[part]), None if targets is None else targets[part]) for part in parts)
+    shared = inputs.shared if isinstance(inputs, HeldInputs) else None
+    first, second = ((HeldInputs(inputs[part], shared), None if targets is None else targets[part]) for part in parts)
     return first, second
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from gnnrl_lightning.core.checks import UserError
-from gnnrl_lightning.core.inputs import Inputs, call, changed, drawn
+from gnnrl_lightning.core.inputs import Inputs, call, changed, drawn, repeated
 from gnnrl_lightning.pruning.program import masked_output, tensors_of
 from gnnrl_lightning.pruning.rewrite import is_rewritten, rewrite
 from gnnrl_lightning.pruning.surgery import prune
@@ -95,25 +95,11 @@ def _attempt(
     model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]], values: Mapping[str, Tensor] | None = None
 ) -> tuple[nn.Module | None, list[str]]:
     """The network by the first way that is right, and why the ways before it were not."""
-    # More images than the trace had: what it took for a constant shows.
-    images = drawn(topology.program.example, topology.program.batch + 1, torch.Generator().manual_seed(0))
     removed, everything = topology.keep_mask(kept), torch.ones_like(topology.group_of_slot, dtype=torch.bool)
-    for probe in _probes(model, topology):
-        # Off the GPU and in single precision: TF32 and half precision differ by more than the tolerance.
-        tensors = {name: value.detach().cpu() for name, value in tensors_of(probe).items()}
-        tensors = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
-        try:
-            reference = masked_output(tensors, topology, removed, images)
-        except Exception as failure:  # whatever an operation raises at another number of images or channels
-            return None, [_first_line(failure)] * 2
-        if all(output.isfinite().all() for output in _tensors(reference)):
-            break
-    else:
-        raise UserError(
-            f"{type(model).__name__} cannot be checked after pruning: the network's own outputs are not finite; "
-            f"load other weights."
-        )
-
+    found = _reference(model, topology, removed)
+    if isinstance(found, str):
+        return None, [found] * 2
+    probe, tensors, images, reference = found
     reasons: list[str] = []
     for way in (prune, rewrite):
         try:
@@ -130,6 +116,40 @@ def _attempt(
         except Exception as failure:  # whatever the user's forward raises once its channels are fewer
             reasons.append(_first_line(failure))
     return None, reasons
+
+
+def _reference(
+    model: nn.Module, topology: Topology, removed: Tensor
+) -> tuple[nn.Module, dict[str, Tensor], Inputs, Any] | str:
+    """A network to check with, its tensors, images, and what it gives without the channels; or why there is none.
+
+    The images are noise, which shows most; where the network cannot take it, as where it takes a logarithm, they are
+    those that it was traced with. They are more than the trace had: what that took for a constant shows.
+    """
+    example, more = topology.program.example, topology.program.batch + 1
+    raised = ""
+    for images in (drawn(example, more, torch.Generator().manual_seed(0)), _on_cpu(repeated(example, more))):
+        for probe in _probes(model, topology):
+            # Off the GPU and in single precision: TF32 and half precision differ by more than the tolerance.
+            tensors = {name: value.detach().cpu() for name, value in tensors_of(probe).items()}
+            tensors = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+            try:
+                reference = masked_output(tensors, topology, removed, images)
+            except Exception as failure:  # whatever an operation raises at another number of images or channels
+                raised = raised or _first_line(failure)
+                break
+            if all(output.isfinite().all() for output in _tensors(reference)):
+                return probe, tensors, images, reference
+    if raised:
+        return raised
+    raise UserError(
+        f"{type(model).__name__} cannot be checked after pruning: the network's own outputs are not finite; "
+        f"load other weights."
+    )
+
+
+def _on_cpu(images: Inputs) -> Inputs:
+    return changed(images, lambda x: x.detach().cpu().float() if x.is_floating_point() else x.detach().cpu())
 
 
 def _probes(model: nn.Module, topology: Topology) -> Iterator[nn.Module]:

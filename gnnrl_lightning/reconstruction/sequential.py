@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from gnnrl_lightning.core.inputs import Inputs, count, taken
 from gnnrl_lightning.core.samples import Samples
 from gnnrl_lightning.pruning.program import Walk, masked, tensors_of
 from gnnrl_lightning.reconstruction.memory import GIB
@@ -61,7 +60,7 @@ def sequential_refit(
     most = int(memory_gb * GIB // (2 * _live_bytes(topology)))
     if most < len(images):
         log.info("sequential refit: refit.memory_gb=%g does for %d of %d images", memory_gb, most, len(images))
-    return _Sweep(model, topology, statistics, mask, images[: max(most, 2)], samples).run()
+    return _Sweep(model, topology, statistics, mask, images.first(max(most, 2)), samples).run()
 
 
 class _Sweep:
@@ -71,15 +70,15 @@ class _Sweep:
         topology: Topology,
         statistics: Statistics,
         mask: Tensor,
-        images: Inputs,
+        images: Samples,
         samples: float,
     ):
-        self.topology, self.statistics, self.samples, self.images = topology, statistics, samples, count(images)
+        self.topology, self.statistics, self.samples, self.images = topology, statistics, samples, len(images)
         self.mask = torch.cat([mask, mask.new_ones(1)])  # the last is for slot −1, all that stays
         self.read, self.restricted = masked(topology, mask)
         self.changed = refit(statistics, mask)
         tensors = {name: value.detach() for name, value in tensors_of(model).items()}
-        batches = [taken(images, slice(start, start + _BATCH)) for start in range(0, self.images, _BATCH)]
+        batches = [images[start : start + _BATCH] for start in range(0, self.images, _BATCH)]
         self.original = [Walk(tensors, topology, batch) for batch in batches]
         self.pruned = [Walk(tensors | self.changed, topology, batch) for batch in batches]
         self.moments = {node: each for each in statistics.moments for node in each.reader.layouts}

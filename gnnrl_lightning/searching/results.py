@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from gnnrl_lightning.core.inputs import Inputs, taken
+from gnnrl_lightning.core.inputs import Inputs
 from gnnrl_lightning.evaluation.final import Delivered
 from gnnrl_lightning.evaluation.measure import budget_check, speeds, weight_bytes
 from gnnrl_lightning.problem.environment import PruningEnv
@@ -57,7 +57,7 @@ def measured(
         "weight_bytes": {name: weight_bytes(networks[name]) for name in ("original", "pruned")},
         "allowed": {"cost": env.allowed, "fraction": problem.budget},
         "cost_values": {"original": costs[0], "used": costs[1]},
-        "budget_check": budget_check(problem.cost, costs, deployed, taken(batches[0], slice(1)), device),
+        "budget_check": budget_check(problem.cost, costs, deployed, batches[0], device),
         "levels": {"uniform": env.reward(prepared.task.uniform)} | levels,
         "weights": {"from": final.weights, "rewards": final.rewards},
         "finish": learned and {"error": learned.error, "divergence": learned.divergence, "scores": learned.scores},
