@@ -11,8 +11,8 @@ from torch import Tensor
 
 from gnnrl_lightning.library.components import build
 from gnnrl_lightning.problem.environment import PruningEnv
+from gnnrl_lightning.searching.callbacks import SearchState
 from gnnrl_lightning.searching.module import SearchModule
-from gnnrl_lightning.searching.progress import SearchState
 from gnnrl_lightning.topology import Topology
 
 AGENTS = Path(__file__).resolve().parents[1] / "conf" / "agent"

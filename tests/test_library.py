@@ -295,7 +295,7 @@ def test_a_mistake_is_one_sentence(mistake: str, network: nn.Module, images: Ten
 
 
 def test_the_import_is_light() -> None:
-    heavy = ("lightning", "hydra", "omegaconf", "sklearn", "matplotlib", "wandb", "timm", "torch_geometric")
+    heavy = ("lightning", "hydra", "omegaconf", "sklearn", "matplotlib", "wandb", "timm", "torch_geometric", "scipy")
     script = (
         "import time, sys, torch; t = time.perf_counter(); import gnnrl_lightning; "
         f"print(time.perf_counter() - t, [m for m in {heavy} if m in sys.modules])"

@@ -16,7 +16,7 @@ DIGITS = {"_target_": "gnnrl_lightning.data.DigitsDataModule", "name": "digits",
     "served",
     [
         {"_target_": "os.system", "command": "touch {folder}/ran"},
-        {"_target_": "gnnrl_lightning.data.files.Path.touch", "self": "{folder}/ran"},
+        {"_target_": "gnnrl_lightning.data.image_files.Path.touch", "self": "{folder}/ran"},
         DIGITS | {"batch_size": {"_target_": "os.system", "command": "touch {folder}/ran"}},
         DIGITS | {"batch_size": [{"_target_": "os.system", "command": "touch {folder}/ran"}]},
         DIGITS | {"name": "${oc.env:HOME}"},

@@ -10,8 +10,8 @@ from gnnrl_lightning.app.run import settings_in
 from gnnrl_lightning.evaluation.protocol import Protocol
 from gnnrl_lightning.problem.environment import PruningEnv
 from gnnrl_lightning.searching.agents.protocol import Agent
+from gnnrl_lightning.searching.callbacks import SearchProgress, SearchState
 from gnnrl_lightning.searching.module import SearchModule
-from gnnrl_lightning.searching.progress import SearchProgress, SearchState
 from gnnrl_lightning.training.checkpoints import read_checkpoint, require_same, select
 from gnnrl_lightning.training.run import Run
 

@@ -58,7 +58,7 @@ class Asked:
         """One image, all zero, [1, 3, S, S]."""
         return torch.zeros(1, 3, self.data.image_size, self.data.image_size)
 
-    def told(self, **about: Any) -> dict[str, Any]:
+    def plan_fields(self, **about: Any) -> dict[str, Any]:
         """What its plan holds beside the channels, by the names of the fields."""
         data = self.data
         return {

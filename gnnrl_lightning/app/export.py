@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.pruning.apply import load_pruned
 
-TOLERANCE = 1e-4
+ABSOLUTE_TOLERANCE = 1e-4
 """Largest absolute difference of scores that a loaded file may have."""
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def export(network: nn.Module, images: Tensor, formats: Sequence[str], folder: P
                 difference = max(
                     float((run(temporary, part) - scores[: len(part)]).abs().max()) for part in (images, images[:1])
                 )
-                if not difference <= TOLERANCE:
+                if not difference <= ABSOLUTE_TOLERANCE:
                     raise UserError(f"it differs from the network by {difference:.1e}")
                 results[name] = {"file": file, "bytes": temporary.stat().st_size, "difference": difference}
                 temporary.replace(folder / file)
@@ -96,7 +96,7 @@ def check_saved(network: nn.Module, unpruned: nn.Module, images: Tensor, folder:
     with torch.no_grad():
         difference = float((load_pruned(folder, copy.deepcopy(unpruned).cpu())(images) - small(images)).abs().max())
     path = folder / "pruned.safetensors"
-    if not difference <= TOLERANCE:
+    if not difference <= ABSOLUTE_TOLERANCE:
         raise UserError(f"{path} gives another network than was saved (scores differ by {difference:.1e}).")
     return {"safetensors": {"file": path.name, "bytes": path.stat().st_size, "difference": difference}}
 

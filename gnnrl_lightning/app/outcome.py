@@ -12,7 +12,7 @@ from gnnrl_lightning.app.asked import Asked
 from gnnrl_lightning.app.command import choice
 from gnnrl_lightning.evaluation.final import Delivered, deliver
 from gnnrl_lightning.evaluation.measure import test_top1
-from gnnrl_lightning.pruning.apply import make_plan, placed, planned_widths, save_pruned
+from gnnrl_lightning.pruning.apply import make_plan, planned_widths, save_pruned, widths_among
 from gnnrl_lightning.pruning.plan import PruningPlan
 from gnnrl_lightning.searching.explore import Explored
 from gnnrl_lightning.searching.results import opening
@@ -56,7 +56,7 @@ def hand_on(asked: Asked, explored: Explored, clock: dict[str, float]) -> Outcom
     unpruned, kept = problem.prunable.unpruned, evaluator.kept(widths)
     plan = make_plan(problem.topology, kept)
     about = {"budget": cfg.budget, "cost": problem.cost.name, "seed": cfg.seed, "agent": choice("agent")}
-    plan = replace(asked.earlier.then(plan) if asked.earlier else plan, **asked.told(**about))
+    plan = replace(asked.earlier.then(plan) if asked.earlier else plan, **asked.plan_fields(**about))
     tunes = bool(cfg.finetune.epochs and cfg.finetune.max_steps)
     shown = partial(data.training_images, cfg.finish.batch_size, asked.run.device, evaluator.layout)
     delivered = deliver(evaluator, kept, cfg, shown, learns_on=tunes)
@@ -67,7 +67,7 @@ def hand_on(asked: Asked, explored: Explored, clock: dict[str, float]) -> Outcom
     test("original", original, unpruned.full_widths())
     if opened is not None and not torch.equal(opened, widths):  # what the search has added to it
         names = [group.name for group in problem.topology.groups]
-        test("closed-form", evaluator.network(opened), placed(names, opened, unpruned))
+        test("closed-form", evaluator.network(opened), widths_among(names, opened, unpruned))
     test("pruned", outcome.network, planned_widths(unpruned, plan))
     write = rank_zero_only(save_pruned)
     write(asked.run.folder, outcome.network, plan)

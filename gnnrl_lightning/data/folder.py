@@ -10,8 +10,8 @@ import numpy as np
 
 from gnnrl_lightning.core.checks import UserError, require_number, require_whole
 from gnnrl_lightning.core.samples import Preprocessing
-from gnnrl_lightning.data.files import TAR_SUFFIXES, ImageFiles, index_files, is_tar
 from gnnrl_lightning.data.held_out import HELD_OUT
+from gnnrl_lightning.data.image_files import TAR_SUFFIXES, ImageFiles, index_files, is_tar
 from gnnrl_lightning.data.images import FileImages, ImageSet, cut, in_memory
 from gnnrl_lightning.data.module import ImageDataModule, root_path
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.core.samples import Preprocessing
-from gnnrl_lightning.data.files import TAR_SUFFIXES, ImageFiles, index_files, is_tar
+from gnnrl_lightning.data.image_files import TAR_SUFFIXES, ImageFiles, index_files, is_tar
 from gnnrl_lightning.data.images import MEMORY_SIDE, FileImages, ImageSet, MemoryImages, cut, in_memory
 
 TRAIN, HELD_OUT = "train", "held_out"

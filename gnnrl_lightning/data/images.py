@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from gnnrl_lightning.core.samples import Preprocessing
-from gnnrl_lightning.data.files import ImageFiles
+from gnnrl_lightning.data.image_files import ImageFiles
 
 SPLIT_SEED = 2022
 """Seeds every cut: a constant, so that all runs and rivals see the same splits whatever their seed."""

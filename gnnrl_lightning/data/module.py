@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from gnnrl_lightning.core.checks import UserError, require_whole
 from gnnrl_lightning.core.samples import HeldImages, Preprocessing
-from gnnrl_lightning.data.files import ImageFiles
 from gnnrl_lightning.data.held_out import HELD_OUT, TRAIN, cut_splits, index_rewards, provenance, read_like
+from gnnrl_lightning.data.image_files import ImageFiles
 from gnnrl_lightning.data.images import ImageSet
 from gnnrl_lightning.data.loading import Batch, SplitDataset, loader, shuffled
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gnnrl_lightning.core.inputs import Inputs
 from gnnrl_lightning.problem.environment import PruningEnv
-from gnnrl_lightning.pruning.apply import make_plan, placed
+from gnnrl_lightning.pruning.apply import make_plan, widths_among
 from gnnrl_lightning.pruning.plan import PruningPlan
 from gnnrl_lightning.pruning.rewrite import rewrite
 from gnnrl_lightning.pruning.surgery import prune
@@ -70,7 +70,7 @@ class Problem:
 
     def cost_of(self, widths: Tensor) -> Tensor:
         """Cost of widths [..., G] of the groups that are pruned now, [...]."""
-        return self.cost(placed([group.name for group in self.topology.groups], widths, self.prunable.unpruned))
+        return self.cost(widths_among([group.name for group in self.topology.groups], widths, self.prunable.unpruned))
 
     def environment(self, max_steps: int) -> PruningEnv:
         """Where agents prune it; rewards are taken once its `evaluate` is set.

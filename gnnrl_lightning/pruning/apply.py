@@ -111,10 +111,10 @@ def make_plan(topology: Topology, kept: Sequence[Sequence[int]]) -> PruningPlan:
 
 def planned_widths(topology: Topology, plan: PruningPlan) -> Tensor:
     """Channels that each group keeps by a plan, [G]; those that it does not name stay whole."""
-    return placed([group.name for group in plan.groups], torch.tensor(plan.widths), topology)
+    return widths_among([group.name for group in plan.groups], torch.tensor(plan.widths), topology)
 
 
-def placed(names: Sequence[str], widths: Tensor, topology: Topology) -> Tensor:
+def widths_among(names: Sequence[str], widths: Tensor, topology: Topology) -> Tensor:
     """Widths [..., N] of named groups among all groups [..., G] of a network; the others are whole."""
     place = {group.name: index for index, group in enumerate(topology.groups)}
     result = topology.full_widths().expand(*widths.shape[:-1], -1).clone()

@@ -18,7 +18,7 @@ from gnnrl_lightning.pruning.surgery import prune
 from gnnrl_lightning.topology import Topology
 from gnnrl_lightning.topology.trace import Program
 
-TOLERANCE = 1e-4
+RELATIVE_TOLERANCE = 1e-4
 _SMALL = 0.1
 """Scales and shifts that are all below this hide what they are multiplied with."""
 
@@ -110,9 +110,9 @@ def _attempt(
                 error = max(error, _difference(probe, whole, tensors, topology, everything, images))
             # What only training computes, the trace does not show; the rewritten network is without it.
             trains = way is rewrite or _trains(small, images)
-            if error <= TOLERANCE and (trains or not (topology.program.unused or _trains(probe, images))):
+            if error <= RELATIVE_TOLERANCE and (trains or not (topology.program.unused or _trains(probe, images))):
                 return small if probe is model and not values else way(model, topology, kept, values), reasons
-            reasons.append("only eval() works" if error <= TOLERANCE else f"relative error {error:.1e}")
+            reasons.append("only eval() works" if error <= RELATIVE_TOLERANCE else f"relative error {error:.1e}")
         except Exception as failure:  # whatever the user's forward raises once its channels are fewer
             reasons.append(_first_line(failure))
     return None, reasons
@@ -228,7 +228,7 @@ def _difference(
     Deep networks amplify what is lost in rounding: where that might be all, double precision says whether it is.
     """
     error = _error(_evaluate(network, images), expected)
-    if error <= TOLERANCE:
+    if error <= RELATIVE_TOLERANCE:
         return error
     exact, fed = (changed(each, lambda x: x.double() if x.is_floating_point() else x) for each in ({**tensors}, images))
     try:

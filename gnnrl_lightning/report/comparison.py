@@ -23,7 +23,7 @@ from gnnrl_lightning.core.files import write_csv, write_text
 from gnnrl_lightning.core.numbers import MINUS, NO_BREAK, fixed
 from gnnrl_lightning.evaluation.protocol import Protocol
 from gnnrl_lightning.report.comparison_figure import save_comparison_figure
-from gnnrl_lightning.report.comparison_methods import by_task, seeds, unlike
+from gnnrl_lightning.report.comparison_methods import by_task, seeds, unequal_settings
 from gnnrl_lightning.report.comparison_runs import Run, Task, evaluations_until, read_runs
 
 
@@ -121,7 +121,12 @@ def notes(methods: dict[str, list[Run]]) -> list[str]:
     before = _cell(mean, std or None, 2)  # one network, or one per seed
     said = dict.fromkeys(note for runs in methods.values() for run in runs for note in run.protocol.notes)
     accuracy = next(iter(methods.values()))[0].protocol.accuracy
-    return [f"Test {accuracy} of the unpruned network: {before}{NO_BREAK}%.", *levels(methods), *said, *unlike(methods)]
+    return [
+        f"Test {accuracy} of the unpruned network: {before}{NO_BREAK}%.",
+        *levels(methods),
+        *said,
+        *unequal_settings(methods),
+    ]
 
 
 def levels(methods: dict[str, list[Run]]) -> list[str]:

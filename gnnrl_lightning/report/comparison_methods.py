@@ -42,7 +42,7 @@ def by_task(runs: list[Run]) -> dict[Task, dict[str, list[Run]]]:
     return {task: dict(sorted(tasks[task].items(), key=_top1, reverse=True)) for task in sorted(tasks)}
 
 
-def unlike(methods: dict[str, list[Run]]) -> list[str]:
+def unequal_settings(methods: dict[str, list[Run]]) -> list[str]:
     """Warnings, in sentences: where the runs of one task are not alike, so that a comparison is not quite fair."""
     lines = []
     for part, why in _SHARED.items():

@@ -16,9 +16,9 @@ from gnnrl_lightning.core.ranks import agreed
 from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.protocol import SCORE, Protocol
 from gnnrl_lightning.searching.agents.protocol import Agent
+from gnnrl_lightning.searching.callbacks import SearchProgress
 from gnnrl_lightning.searching.module import SearchModule
 from gnnrl_lightning.searching.preparation import Preparation
-from gnnrl_lightning.searching.progress import SearchProgress
 from gnnrl_lightning.training.noise import NOISE
 
 

@@ -10,8 +10,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from scipy.sparse import coo_array, csr_array
-from scipy.sparse.csgraph import connected_components, maximum_bipartite_matching
 
 
 def balanced_sets(constraints: Sequence[np.ndarray], fixed: int) -> tuple[list[list[int]], list[int]]:
@@ -54,6 +52,9 @@ def _match(blocks_of: dict[int, tuple[int, ...]], sizes: Sequence[int]) -> list[
         return [list(together) for together in zip(*columns, strict=False)]
     if len(sizes) > 2 or sizes[0] != sizes[1]:
         return []
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import maximum_bipartite_matching
+
     cells: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for number, cell in reversed(blocks_of.items()):
         cells[cell].append(number)
@@ -105,14 +106,16 @@ def _independent(constraints: Sequence[np.ndarray], fixed: int) -> list[list[np.
             pairs.append((first.setdefault(number, index), index))
     if not pairs:
         return []
-    ones = np.ones(len(pairs), dtype=bool)
-    table = csr_array((ones, tuple(np.array(pairs).T)), shape=(len(constraints), len(constraints)))
-    part_of = connected_components(table, directed=False)[1]
+    part_of = components(np.array(pairs).T, len(constraints))
     return [[constraints[int(i)] for i in np.flatnonzero(part_of == part)] for part in range(part_of.max() + 1)]
 
 
 def components(pairs: np.ndarray, count: int) -> np.ndarray:
     """The class of each of `count` nodes, where pairs [2, N] belong together."""
+    # Imported where it is used, as above: it takes a tenth of a second.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     ones = np.ones(pairs.shape[1], dtype=bool)
     return connected_components(coo_array((ones, (pairs[0], pairs[1])), shape=(count, count)), directed=False)[1]
 

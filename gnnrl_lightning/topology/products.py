@@ -5,11 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils.flop_counter import FlopCounterMode
 
 from gnnrl_lightning.topology.label_vectors import fixed, spread, varies
 from gnnrl_lightning.topology.labels import Labels, Parameter, Product, along, images, unknown
-from gnnrl_lightning.topology.trace import Program, known, shape_of
+from gnnrl_lightning.topology.trace import Program, concrete, shape_of
 
 
 def _matmul(state: Labels, node: fx.Node, a: Any, b: Any) -> Any:
@@ -110,8 +109,10 @@ def counted(node: Any) -> int:
     def of_shape(source: Any) -> Any:
         value = source.meta["val"]
         if not isinstance(value, Tensor):
-            return known(value)
+            return concrete(value)
         return torch.empty(shape_of(value), dtype=value.dtype, device="meta")
+
+    from torch.utils.flop_counter import FlopCounterMode  # here, because it takes a fifth of a second
 
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), of_shape)
     with FlopCounterMode(display=False) as counter:

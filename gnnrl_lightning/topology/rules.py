@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from gnnrl_lightning.topology import layers, movement, products
 from gnnrl_lightning.topology.label_vectors import fixed, spread, varies
 from gnnrl_lightning.topology.labels import Constant, Labels, Parameter, Product, along, locked, unknown
-from gnnrl_lightning.topology.trace import Program, known, shape_of
+from gnnrl_lightning.topology.trace import Program, concrete, shape_of
 
 COPY = frozenset("clone contiguous detach detach_ alias to _to_copy type_as lift_fresh_copy".split())
 ACTIVATION = frozenset(
@@ -88,7 +88,7 @@ def _apply(state: Labels, node: Any, args: Any, kwargs: Any) -> Any:
     if node.target is operator.getitem:
         return args[0][args[1]]
     if isinstance(node.meta.get("val"), _NUMBERS):
-        return known(node.meta["val"])
+        return concrete(node.meta["val"])
     name = Program.operation(node)
     operands = pytree.tree_leaves((args, kwargs), is_leaf=lambda v: isinstance(v, (Parameter, Constant)))
     if not any(isinstance(value, Tensor) for value in operands):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from gnnrl_lightning.topology.trace import Program, known
+from gnnrl_lightning.topology.trace import Program, concrete
 
 _STARTS = frozenset("view reshape unflatten channel_shuffle".split())
 _STEPS = _STARTS | frozenset("permute transpose contiguous clone flatten".split())
@@ -72,13 +72,13 @@ def _permutation(chain: list[fx.Node]) -> list[int] | None:
     before = torch.arange(shape.numel()).view(shape)
     after = before
     for node in chain:
-        rest = fx.node.map_arg(node.args[1:], lambda argument: known(argument.meta["val"]))
-        kwargs = fx.node.map_arg(node.kwargs, lambda argument: known(argument.meta["val"]))
+        rest = fx.node.map_arg(node.args[1:], lambda argument: concrete(argument.meta["val"]))
+        kwargs = fx.node.map_arg(node.kwargs, lambda argument: concrete(argument.meta["val"]))
         if Program.operation(node) in {"view", "reshape"}:
             after = after.reshape(Program.shape(node))
         else:
             assert callable(node.target)
-            after = node.target(after, *pytree.tree_map(known, rest), **kwargs)
+            after = node.target(after, *pytree.tree_map(concrete, rest), **kwargs)
     order = after[0].flatten(1)[:, 0] // shape[2:].numel()
     if int(order.max()) >= shape[1]:
         return None  # images change places as well

@@ -110,10 +110,10 @@ class Program:
 
 def shape_of(tensor: Tensor) -> torch.Size:
     """Shape of a traced tensor, at the traced batch."""
-    return torch.Size(map(known, tensor.shape))
+    return torch.Size(map(concrete, tensor.shape))
 
 
-def known(value: Any) -> Any:
+def concrete(value: Any) -> Any:
     """The number that a symbolic size had in the trace; anything else as it is."""
     if isinstance(value, torch.SymInt):
         hint: Any = value.node.hint
@@ -121,7 +121,7 @@ def known(value: Any) -> Any:
     return value
 
 
-def export(model: nn.Module, example: Inputs) -> Program:
+def read_program(model: nn.Module, example: Inputs) -> Program:
     """Traces a network without changing it, with a batch of any size.
 
     Args:

@@ -9,7 +9,7 @@ from gnnrl_lightning.core.inputs import Inputs
 from gnnrl_lightning.topology.rules import propagate
 from gnnrl_lightning.topology.shuffle import fuse_shuffles, name_indices
 from gnnrl_lightning.topology.topology import Topology
-from gnnrl_lightning.topology.trace import export
+from gnnrl_lightning.topology.trace import read_program
 from gnnrl_lightning.topology.whole import exclude_layers, keep_both_ends
 
 
@@ -44,7 +44,7 @@ def trace(
         raise UserError(f"min_keep={min_keep} must be in [0, 1], the fraction of its channels that a group keeps.")
     if isinstance(exclude, str):
         raise UserError(f"exclude={exclude!r} must be a list of regular expressions, e.g. exclude=[{exclude!r}].")
-    program = export(model, example)
+    program = read_program(model, example)
     name_indices(program)
     fuse_shuffles(program.graph)
     labels = propagate(program)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from gnnrl_lightning.data import IMAGENET, FolderDataModule
-from gnnrl_lightning.data.files import index_files
+from gnnrl_lightning.data.image_files import index_files
 from gnnrl_lightning.data.module import root_path
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

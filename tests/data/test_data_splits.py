@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from gnnrl_lightning.core.samples import IMAGENET
-from gnnrl_lightning.data.files import index_files
+from gnnrl_lightning.data.image_files import index_files
 from gnnrl_lightning.data.images import FileImages, MemoryImages, cut, stratified_order
 
 

@@ -187,7 +187,7 @@ def test_rounding_alone_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where single precision is not enough to say, double is; where a network does not run in it, single is all."""
     torch.manual_seed(0)
     model = resnet_cifar(20, 10).eval()
-    monkeypatch.setattr(verify, "TOLERANCE", 1e-10)
+    monkeypatch.setattr(verify, "RELATIVE_TOLERANCE", 1e-10)
     plan = uniform_plan(trace(model, torch.zeros(1, 3, 32, 32)), model)
     apply_plan(model, plan)
     single = Single(model).eval()

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from gnnrl_lightning.report.comparison import compare, main, mean_std
 from gnnrl_lightning.report.comparison_figure import draw_curves, limits, line_styles, padded
-from gnnrl_lightning.report.comparison_methods import by_task, unlike
+from gnnrl_lightning.report.comparison_methods import by_task, unequal_settings
 from gnnrl_lightning.report.comparison_runs import evaluations_until, read_runs, running_best
 
 MakeRun = Callable[..., Path]
@@ -174,13 +174,13 @@ def test_what_is_not_alike_is_said(sweep: Path, tmp_path: Path) -> None:
         settings(sweep / str(job), episodes=3, lr=0.1)
     settings(sweep / "3", episodes=3, lr=0.2)  # random's own affair; 4 and 5 are too old to say
     ((_, methods),) = by_task(read_runs([sweep])[0]).items()
-    assert unlike(methods) == []
+    assert unequal_settings(methods) == []
 
     settings(sweep / "3", episodes=4, lr=0.2)
     results = json.loads((sweep / "4" / "results.json").read_text())
     (sweep / "4" / "results.json").write_text(json.dumps(results | {"seed": 0, "device": "CUDA"}))
     ((_, methods),) = by_task(read_runs([sweep])[0]).items()
-    assert unlike(methods) == [
+    assert unequal_settings(methods) == [
         "Warning: not alike in all runs: episodes 3 (gnnrl) against 4 (random); "
         "device CPU, 2 threads (gnnrl, uniform, random) against CUDA (random).",
         "Warning: runs of random share a seed: 0 0.",
@@ -203,7 +203,7 @@ def test_settings_that_tell_runs_of_a_method_apart_stand_in_its_name(sweep: Path
         "uniform": 1,
         "random": 2,
     }
-    assert unlike(methods) == []
+    assert unequal_settings(methods) == []
 
 
 def test_runs_with_one_seed_are_no_repetitions(tmp_path: Path, make_run: MakeRun) -> None:
@@ -236,7 +236,7 @@ def test_seeds_of_one_method_are_averaged_whatever_takes_the_seed(sweep: Path) -
     for job in range(3):
         (sweep / str(job) / "config.yaml").write_text(f"importance: {{images: 9, seed: {job}}}")
     ((_, methods),) = by_task(read_runs([sweep])[0]).items()
-    assert len(methods["gnnrl"]) == 3 and unlike(methods) == []
+    assert len(methods["gnnrl"]) == 3 and unequal_settings(methods) == []
     (sweep / "2" / "config.yaml").write_text("importance: {images: 9, seed: 7}")  # not the run's
     ((_, methods),) = by_task(read_runs([sweep])[0]).items()
     assert {f"gnnrl (importance.seed={seed})" for seed in (0, 1, 7)} < set(methods)
@@ -260,7 +260,7 @@ def test_parts_that_methods_do_not_share_are_said(tmp_path: Path, make_run: Make
     run(2, "random", "genetic", "bn", "{importance: {seed: 0}, recovery: {images: 9}}")
     ((_, methods),) = by_task(read_runs([tmp_path])[0]).items()
     assert set(methods) == {"gnnrl", "amc", "random"}
-    importances, recoveries = unlike(methods)
+    importances, recoveries = unequal_settings(methods)
     assert importances == "Warning: channels are chosen by different importances: l1 (gnnrl, amc); genetic (random)."
     for choice in ("finetune recovery.epochs=1 (gnnrl)", "finetune recovery.epochs=4 (amc)", "bn (random)"):
         assert choice in recoveries
@@ -271,13 +271,13 @@ def test_stages_are_said_and_their_plans_are_no_difference(tmp_path: Path, make_
         make_run(tmp_path / str(job), method=None, agent=agent)
         (tmp_path / str(job) / "config.yaml").write_text(f"stages: 2\nplan: /runs/{job}/stages/1/plan.json\n")
     ((_, methods),) = by_task(read_runs([tmp_path])[0]).items()
-    assert unlike(methods) == [
+    assert unequal_settings(methods) == [
         "Warning: gnnrl, amc searched in stages: evaluations, seconds and curves are of the last one."
     ]
     for job in range(2):
         (tmp_path / str(job) / "config.yaml").write_text(f"stages: 1\nplan: /runs/{job}/plan.json\n")
     ((_, methods),) = by_task(read_runs([tmp_path])[0]).items()
-    (plans,) = unlike(methods)
+    (plans,) = unequal_settings(methods)
     assert "plan /runs/0/plan.json (gnnrl) against /runs/1/plan.json (amc)" in plans
 
 

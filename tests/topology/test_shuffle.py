@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gnnrl_lightning.topology.shuffle import fuse_shuffles, take
-from gnnrl_lightning.topology.trace import Program, export
+from gnnrl_lightning.topology.trace import Program, read_program
 
 MOVES = frozenset("view reshape unflatten flatten permute transpose channel_shuffle contiguous clone take".split())
 
@@ -24,7 +24,7 @@ class Moved(nn.Module):
 
 def steps(move: Callable[[Tensor], Tensor], channels: int = 12) -> tuple[list[str], list[int] | None]:
     """The moves of a program after fusing, and the permutation if that is all there is."""
-    program = export(Moved(move), torch.zeros(2, channels, 4, 6))
+    program = read_program(Moved(move), torch.zeros(2, channels, 4, 6))
     fuse_shuffles(program.graph)
     program.graph.lint()
     nodes = [n for n in program.graph.nodes if n.op == "call_function" and Program.operation(n) in MOVES]
@@ -93,7 +93,7 @@ def test_a_step_that_others_read_stays() -> None:
 
 def test_the_fused_program_computes_the_same() -> None:
     images = torch.randn(2, 12, 4, 6)
-    program = export(Moved(lambda x: views(views(x, 3).relu(), 2)), images)
+    program = read_program(Moved(lambda x: views(views(x, 3).relu(), 2)), images)
     fuse_shuffles(program.graph)
     (result,) = torch.fx.Interpreter(torch.fx.GraphModule({}, program.graph)).run(images)
     assert torch.equal(result, views(views(images, 3).relu(), 2) * 2)
