@@ -64,6 +64,37 @@ def test_ranks_that_differ_go_on_with_the_first_ones_result(tmp_path: Path) -> N
     assert agreed("alone") == "alone"
 
 
+OTHER_IMAGES = """
+import os, runpy, sys
+sys.path.insert(0, {root!r})
+from gnnrl_lightning.data.module import ImageDataModule
+
+tensors = ImageDataModule.tensors
+
+def other(self, split, images=None):
+    held, labels = tensors(self, split, images)
+    if split == "reward" and os.environ["LOCAL_RANK"] == "1":
+        held.pixels[:40] = 255 - held.pixels[:40]
+    return held, labels
+
+ImageDataModule.tensors = other
+sys.argv[0] = {root!r} + "/search.py"
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_ranks_that_see_other_images_search_to_the_end(tmp_path: Path) -> None:
+    """Their rewards differ and so would their winners: a network of other shapes cannot be trained together."""
+    root = Path(__file__).parents[1]
+    (tmp_path / "search.py").write_text(OTHER_IMAGES.format(root=str(root)))
+    launcher = [str(Path(sys.executable).parent / "torchrun"), "--nproc-per-node", "2", "--master-port", "29511"]
+    asked = "model=resnet20 data=digits budget=0.5 agent=random episodes=16 base.max_steps=30 finetune.max_steps=4"
+    more = f"finish.steps=4 logger=none trainer=ddp_cpu paths.root={tmp_path} paths.run={tmp_path / 'run'}"
+    subprocess.run([*launcher, "search.py", *asked.split(), *more.split()], cwd=tmp_path, check=True, timeout=600)
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
 def test_what_fails_in_one_job_is_tried_by_the_next(tmp_path: Path) -> None:
     with pytest.raises(KeyError), alone(tmp_path / "made"):
         raise KeyError
