@@ -1,8 +1,26 @@
 """What a search and a training can be told: types, defaults and one line on every setting. The one place for them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
 
 from gnnrl_lightning.core.checks import require
+
+
+def check_types(settings: Any, prefix: str = "") -> None:
+    """Raise UserError for settings that are of another type than the fields of their dataclass."""
+    for each in fields(settings):
+        value, name, kind = getattr(settings, each.name), prefix + each.name, str(each.type)
+        if is_dataclass(value):
+            check_types(value, f"{name}.")
+        elif each.type == list[str]:
+            texts = isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
+            require(texts, name, value, "a list of strings")
+        elif each.type is bool or each.type is str:
+            require(isinstance(value, each.type), name, value, "True or False" if each.type is bool else "a string")
+        elif not (value is None and "None" in kind):
+            whole = "float" not in kind
+            number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+            require(number, name, value, "a whole number" if whole else "a number")
 
 
 @dataclass

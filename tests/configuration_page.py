@@ -72,8 +72,8 @@ def written() -> str:
         "# Settings",
         "",
         "Written by `python tests/test_docs.py` from the code that holds the defaults; do not edit it here. Every line "
-        "is an override of the command, `python search.py model=resnet20 budget=0.5 episodes=100`. Those of "
-        "[the first table](#the-search) are arguments of `gl.search` as well, with the same defaults: "
+        "is an override of its command, as in `python search.py model=resnet20 budget=0.5 episodes=100`. Those of "
+        "[the search](#the-search) are arguments of `gl.search` as well, with the same defaults: "
         "`gl.search(model, data, budget=0.5, episodes=100)`; `refit` and `finish` are mappings there, "
         '`finish={"steps": 500}`, or `False`.',
         "",

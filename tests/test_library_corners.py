@@ -186,10 +186,10 @@ class Table(nn.Module):
 def test_a_table_that_all_samples_share(rows: int) -> None:
     """It may have as many rows as a batch of the loader, or as one of the search."""
     torch.manual_seed(0)
-    images, table = torch.randn(80, 3, 8, 8), torch.randn(rows, 5)
+    images, table = torch.randn(72, 3, 8, 8), torch.randn(rows, 5)
     loader = [((batch, table),) for batch in images.split(16)]
     found = gl.search(Table().eval(), loader, 0.6, reward="kl", **QUICK)
-    assert found.model(images, table).shape == (80, 10)
+    assert found.model(images, table).shape == (72, 10)
     assert found.rewards["original"] == 0 > found.rewards["pruned"]
 
 
@@ -206,3 +206,50 @@ def test_inside_inference_mode() -> None:
     with torch.inference_mode():
         found = gl.search(network.eval(), torch.randn(64, 3, 8, 8), 0.6, reward="kl", **QUICK)
     assert found.delivered.finish is not None
+
+
+def test_a_mask_that_is_the_same_in_all_batches() -> None:
+    class Masked(Net):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return super().forward(x * mask)
+
+    loader = [((batch, torch.ones(len(batch), 1, 16, 16)),) for batch in X.split(16)]
+    found = gl.search(Masked(), loader, 0.6, reward="kl", **QUICK)
+    assert found.model(X[:3], torch.ones(3, 1, 16, 16)).shape == (3, 10)
+
+
+def test_a_score_has_data_of_its_own() -> None:
+    """Nothing is put aside for it, and reward_data is not read."""
+
+    def never() -> Any:
+        raise AssertionError
+        yield
+
+    found = gl.search(Net(), X, 0.6, score=lambda network: 1.0, reward_data=never(), **QUICK)
+    assert len(found.explored.prepared.training[0]) == len(X)
+
+
+def test_nested_settings_are_merged() -> None:
+    found = gl.search(
+        Net(), X, 0.6, reward="kl", agent={"name": "amc", "ddpg": {"warmup": 3}}, episodes=4, finish=False
+    )
+    assert found.explored.module.agent.ddpg.warmup == 3  # type: ignore[union-attr]
+
+
+def test_a_search_without_a_terminal_says_how_it_goes(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        gl.search(Net(), X, 0.6, reward="kl", agent="amc", episodes=20, finish=False)
+    lines = [message for message in caplog.messages if message.startswith("search: ")]
+    assert 5 <= len(lines) <= 10 and lines[-1].startswith("search: 20 of 20 episodes: best divergence ")
+
+
+def test_a_plan_of_a_network_that_takes_neither_noise_nor_zeros() -> None:
+    class Logarithm(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.log())
+
+    network, powers = Logarithm(), X + 0.1
+    plan = gl.uniform_plan(gl.trace(network, powers[:2]), network, keep=0.5)
+    with pytest.raises(gl.UserError, match="or give an example of inputs"):
+        gl.apply_plan(network, plan)
+    assert gl.apply_plan(network, plan, example=powers[:2])(powers).isfinite().all()

@@ -8,7 +8,9 @@ from torch import distributed, multiprocessing, nn
 
 from gnnrl_lightning.core import ranks
 from gnnrl_lightning.core.ranks import agreed, alone
+from gnnrl_lightning.cost.latency import Latency
 from gnnrl_lightning.importance.ranking import Ranking
+from gnnrl_lightning.topology import trace
 
 
 def main(rank: int, folder: str) -> None:
@@ -21,8 +23,12 @@ def main(rank: int, folder: str) -> None:
     made = Path(folder, "made")
     with alone(made):
         found = agreed(made.is_file())
+    chain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    topology = trace(chain, torch.zeros(1, 3, 8, 8))
+    cost = Latency(topology, chain, torch.device("cpu"), 1, folder)
+    nanoseconds = int(cost(topology.full_widths()))
     kept = ranking.kept(torch.tensor([1]))
-    torch.save((*winner, kept, float(network.weight.detach()), found), f"{folder}/rank{rank}.pt")
+    torch.save((*winner, kept, float(network.weight.detach()), found, nanoseconds), f"{folder}/rank{rank}.pt")
     distributed.destroy_process_group()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gnnrl_lightning.app.agent import check_resume
 from gnnrl_lightning.app.config import SearchConfig, TrainConfig
@@ -52,11 +52,6 @@ class Asked:
     def original(self) -> nn.Module:
         """The unpruned network."""
         return self.problem.prunable.original
-
-    @property
-    def example(self) -> Tensor:
-        """One image, all zero, [1, 3, S, S]."""
-        return torch.zeros(1, 3, self.data.image_size, self.data.image_size)
 
     def plan_fields(self, **about: Any) -> dict[str, Any]:
         """What its plan holds beside the channels, by the names of the fields."""

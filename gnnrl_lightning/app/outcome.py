@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gnnrl_lightning.app.asked import Asked
 from gnnrl_lightning.app.command import choice
+from gnnrl_lightning.core.ranks import agreed
 from gnnrl_lightning.evaluation.final import Delivered, deliver
 from gnnrl_lightning.evaluation.measure import test_top1
 from gnnrl_lightning.pruning.apply import make_plan, planned_widths, save_pruned, widths_among
@@ -26,7 +27,7 @@ class Outcome:
 
     Attributes:
         plan: Which channels of the original stay.
-            delivered: The winner without its channels, and finished.
+        delivered: The winner without its channels, and finished.
         network: The network that is handed on.
         networks: The original, that of the closed-form plan where the search has added to it, and `network`.
         sizes: Widths of these among all groups of the original, [G].
@@ -84,6 +85,7 @@ def hand_on(asked: Asked, explored: Explored, clock: dict[str, float]) -> Outcom
         checkpoint.unlink(missing_ok=True)  # another winner of this search must not go on from it
         test("fine-tuned", network)
         write(asked.run.folder, network, plan)
+    agreed(None)  # the next stage reads what the first rank has written
     outcome.networks["pruned"] = outcome.network
     return outcome
 

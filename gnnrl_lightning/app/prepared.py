@@ -44,7 +44,7 @@ def prepare(asked: Asked) -> tuple[Preparation, Agent]:
     if hasattr(importance, "check"):
         importance.check(problem.topology)
     training = data.tensors("train", _needed(wanted_images(cfg, importance, recovery), data))
-    # Seeded anew, so that the agent starts alike whether the base network is trained now or comes from a file.
+    # Seeded anew: how much was drawn until now depends on the network and its images.
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     episodes = -(-cfg.episodes // asked.run.ranks)
     prepared = Preparation(problem, env, cfg, importance, recovery, training, data.tensors("reward"), episodes)

@@ -18,9 +18,9 @@ _PATIENCE = 30.0
 
 
 def agreed(value: T) -> T:
-    """What the first of the ranks that search together has found; a single differing image must not part them.
+    """What the first of the ranks that search together has found, since a single differing image gives them others.
 
-    All of them must ask.
+    A collective operation: all of them must call it. In a process alone it is the value itself.
 
     Args:
         value: Anything that can be pickled, tensors on the CPU.
@@ -30,6 +30,11 @@ def agreed(value: T) -> T:
     box = [value]
     distributed.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def is_first() -> bool:
+    """Whether this process is the first of the ranks that were joined, or alone."""
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
 
 
 @contextmanager
@@ -55,7 +60,7 @@ def alone(path: Path) -> Iterator[None]:
 
 def _acquired(lock: FileLock, seconds: float) -> bool:
     """Whether this rank may begin; all but the first may always."""
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0:
+    if not is_first():
         return True
     try:
         lock.acquire(timeout=seconds)

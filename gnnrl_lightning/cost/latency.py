@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from gnnrl_lightning.core.checks import UserError, require_whole
 from gnnrl_lightning.core.files import write_json
 from gnnrl_lightning.core.inputs import changed, repeated, tensors_in
-from gnnrl_lightning.core.ranks import alone
+from gnnrl_lightning.core.ranks import agreed, alone, is_first
 from gnnrl_lightning.cost.timing import Times, measure
 from gnnrl_lightning.topology import Topology
 from gnnrl_lightning.topology.closed_form import Count
@@ -64,12 +63,11 @@ class Latency:
         require_whole("cost.batch_size", batch_size, 1)
         self.batch_size = batch_size
         path = Path(cache) / f"latency-{_digest(topology, device, batch_size)}.json"
-        if getattr(rank_zero_only, "rank", 0) == 0 and not path.is_file():
-            with alone(path):  # two that measure at the same time would disturb each other
-                if not path.is_file():
-                    images = changed(repeated(topology.program.example, batch_size), lambda x: x.to(device))
-                    log.info("measuring what each operation takes on %s, once: %s", _device_name(device), path)
-                    write_json(path, _table(topology, measure(topology, network, images), device))
+        with alone(path):  # two that measure at the same time would disturb each other
+            if not agreed(path.is_file()) and is_first():
+                images = changed(repeated(topology.program.example, batch_size), lambda x: x.to(device))
+                log.info("measuring what each operation takes on %s, once: %s", _device_name(device), path)
+                write_json(path, _table(topology, measure(topology, network, images), device))
         _wait_for(path)
         table = _read(path, topology)
         self._fixed = 1e6 * table["between_ms"]

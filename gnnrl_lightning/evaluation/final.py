@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from gnnrl_lightning.core.inputs import Inputs, arguments_by_name, call, tensors_in
+from gnnrl_lightning.core.ranks import agreed
 from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.reward import divergence
 from gnnrl_lightning.pruning.program import tensors_of
@@ -62,10 +63,10 @@ def final_network(evaluator: Evaluator, kept: list[list[int]]) -> Final:
         return Final(network, "cut", {})
     # Of the same form, which has just been proved.
     refitted, cut = network, recovered(evaluator.remove(evaluator.model, evaluator.topology, kept))
-    rewards = {"refitted": evaluator.judge.of_finished(refitted), "cut": evaluator.judge.of_finished(cut)}
+    rewards = agreed({"refitted": evaluator.judge.of_finished(refitted), "cut": evaluator.judge.of_finished(cut)})
     # Each layer is refitted by itself: in a network of chance weights all of them together may be worse than none.
     if rewards["cut"] > rewards["refitted"]:
-        log.warning("weights are only cut: the reward is %(cut).2f so, refitted %(refitted).2f", rewards)
+        log.warning("weights are only cut: the reward is %(cut).4g so, refitted %(refitted).4g", rewards)
         return Final(cut, "cut", rewards)
     return Final(refitted, "refitted", rewards)
 
@@ -85,8 +86,8 @@ def refitted_in_sequence(evaluator: Evaluator, kept: list[list[int]], final: Fin
     log.info("sequential refit: layer after layer")
     again = evaluator.reconstruction.sequential_values(kept)
     other = verified(evaluator.model, evaluator.topology, kept, again).eval()
-    rewards = final.rewards | {"refitted in sequence": evaluator.judge.of_finished(other)}
-    log.info("rewards on the whole reward split: %s", ", ".join(f"{name} {x:.2f}" for name, x in rewards.items()))
+    rewards = agreed(final.rewards | {"refitted in sequence": evaluator.judge.of_finished(other)})
+    log.info("rewards on the whole reward split: %s", ", ".join(f"{name} {x:.4g}" for name, x in rewards.items()))
     if rewards["refitted in sequence"] > rewards["refitted"]:  # of equal ones the simple one
         return Final(other, "refitted in sequence", rewards)
     return replace(final, rewards=rewards)
@@ -170,11 +171,11 @@ def finished(
     error = losses[0], sum(last) / len(last)
     result.eval()
     if judge.score is not None:
-        found = Finished(result, None, error, (judge.of_finished(network), judge.of_finished(result)))
+        found = Finished(result, None, error, agreed((judge.of_finished(network), judge.of_finished(result))))
     else:
         expected = judge.log_probabilities(model)
         before, after = (divergence(expected, judge.log_probabilities(each)) for each in (network, result))
-        found = Finished(result, (before, after), error)
+        found = Finished(result, agreed((before, after)), error)
     log.info(
         "finished: error of the activations %.3f to %.3f; %s %.4f to %.4f%s",
         *error,

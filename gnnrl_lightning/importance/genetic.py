@@ -47,6 +47,8 @@ class Genetic:
         UserError: If a value is out of range.
     """
 
+    one_input = True
+
     def __init__(
         self,
         images: int | None,

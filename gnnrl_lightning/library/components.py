@@ -43,7 +43,20 @@ def component(group: str, choice: Any, seed: int) -> tuple[Callable[..., Any], d
     unknown = given.keys() - inspect.signature(target(path)).parameters.keys()
     if unknown:
         raise UserError(f"{group}={name!r} has no setting {', '.join(sorted(unknown))}; it has {', '.join(part)}.")
-    return partial(build, {"_target_": path} | part | given), alongside
+    return partial(build, {"_target_": path} | _merged(part, given, name)), alongside
+
+
+def _merged(settings: dict[str, Any], given: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Settings with others in their place, also inside of those that are mappings themselves."""
+    result = dict(settings)
+    for key, value in given.items():
+        inner = settings.get(key)
+        if isinstance(inner, dict):
+            if not isinstance(value, Mapping) or value.keys() - inner.keys():
+                raise UserError(f"{name}: {key}={value!r} must be a mapping of some of {', '.join(inner)}.")
+            value = _merged(inner, value, name)
+        result[key] = value
+    return result
 
 
 def default(group: str) -> str:

@@ -111,25 +111,17 @@ def _joined(parts: list[Inputs], name: str) -> HeldInputs:
     counts = [count(part) for part in parts]
     joined, shared = [], []
     try:
-        for number, leaves in enumerate(zip(*flat, strict=True)):
+        for leaves in zip(*flat, strict=True):
             if not isinstance(leaves[0], Tensor):
                 joined.append(leaves[0])
                 continue
-            # The first tensor is that of the samples.
-            shared.append(any(isinstance(each, Tensor) for each in flat[0][:number]) and _same(leaves, counts))
+            # What has as many rows as every batch has samples is taken to be theirs, if it is the same in all or not.
+            shared.append(any(not leaf.dim() or len(leaf) != n for leaf, n in zip(leaves, counts, strict=True)))
             tensors = [leaf.detach().cpu() for leaf in leaves]
             joined.append(tensors[0].clone() if shared[-1] else torch.cat(tensors))
     except RuntimeError as error:
         raise UserError(f"the batches of {name} cannot be held as one: {str(error).splitlines()[0]}.") from error
     return HeldInputs(pytree.tree_unflatten(joined, structures[0]), tuple(shared))
-
-
-def _same(leaves: tuple[Tensor, ...], counts: list[int]) -> bool:
-    """Whether the samples of all batches share a tensor: it has other rows than these, or is the same in all."""
-    first = leaves[0]
-    if any(not leaf.dim() or len(leaf) != samples for leaf, samples in zip(leaves, counts, strict=True)):
-        return True
-    return len(leaves) > 1 and all(leaf.shape == first.shape and torch.equal(leaf, first) for leaf in leaves[1:])
 
 
 def _in_order_of(first: Inputs, part: Inputs) -> Inputs:

@@ -73,10 +73,13 @@ class Found:
         return "\n".join([*aligned(rows), f"weights: {made}; {tried} networks were tried"])
 
     def save(self, folder: Path | str) -> Path:
-        """Writes `pruned.safetensors` and `plan.json`, which `load_pruned` reads, and `history.csv`.
+        """Writes `pruned.safetensors` and `plan.json`, which `load_pruned` reads, `history.csv` and `rewards.json`.
 
         Args:
             folder: Made if it is not there.
+
+        Returns:
+            The folder.
         """
         folder = Path(folder)
         save_pruned(folder, self.model, self.plan)

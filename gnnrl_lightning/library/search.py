@@ -1,9 +1,8 @@
 """A search from Python: `gl.search`, without files."""
 
-import copy
 import logging
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,19 +14,28 @@ from gnnrl_lightning.core.inputs import Inputs, changed
 from gnnrl_lightning.core.samples import HeldInputs, Samples
 from gnnrl_lightning.evaluation.final import deliver
 from gnnrl_lightning.evaluation.reward import Score
+from gnnrl_lightning.library.checks import (
+    Split,
+    check_model,
+    check_parts,
+    check_targets,
+    copied,
+    own_cost,
+    settings_of,
+    unwrapped,
+)
 from gnnrl_lightning.library.components import by_name, component, default
 from gnnrl_lightning.library.feeding import held
 from gnnrl_lightning.library.found import Found
 from gnnrl_lightning.problem.problem import Problem, make_prunable
 from gnnrl_lightning.pruning.apply import make_plan
-from gnnrl_lightning.settings import FinishConfig, RefitConfig, SearchSettings
 
 log = logging.getLogger(__name__)
 
-Split = tuple[Samples, Tensor | None]
-
 _REWARD_IMAGES = 5000
 _EVAL_BATCH = 128
+_SHOWN = 32
+"""Samples on which networks are compared and timed where rewards have data of their own."""
 
 
 def search(
@@ -64,10 +72,13 @@ def search(
         recovery: What a pruned network may do before its reward is taken: a name, a mapping, or a `Recovery`.
         settings: Those of `SearchSettings`; `refit` and `finish` as mappings, or False for none.
 
+    Returns:
+        The smaller network and how it was found.
+
     Raises:
         UserError: If an argument is at fault.
     """
-    _check_model(model)
+    check_model(model)
     require_fraction("budget", budget)
     # Imported here: Lightning takes seconds.
     from lightning.pytorch.utilities.seed import isolate_rng
@@ -92,27 +103,30 @@ def _search(
     from gnnrl_lightning.searching.explore import explore, quiet, seed_all
     from gnnrl_lightning.searching.preparation import Preparation, wanted_images
 
-    original = _copied(_unwrapped(model)).eval()
+    original = copied(unwrapped(model)).eval()
     device = next(original.parameters()).device
     parts, alongside = dict(chosen), dict[str, Any]()
     for group, choice in chosen.items():
         if by_name(choice):
             parts[group], more = component(group, choice, settings.get("seed", 0))
             alongside |= more
-    asked = _settings(settings, alongside)
+    asked = settings_of(settings, alongside)
     for group in ("importance", "recovery"):
         parts[group] = parts[group]() if by_name(chosen[group]) else parts[group]
-        if not hasattr(parts[group], "images") or isinstance(parts[group], type):
-            raise UserError(
-                f"{group} is {parts[group]!r}; it must be a name of conf/{group}, a mapping with one, or an object."
-            )
+    check_parts(parts)
     wanted = wanted_images(asked, parts["importance"], parts["recovery"]).values()
     most = None if None in wanted else max(1, *(number or 0 for number in wanted))
-    training, reward = _splits(original, data, reward_data, most)
-    _check_targets(training, reward[1], score, asked, {name: parts[name] for name in ("importance", "recovery")})
+    training: Split
+    reward: Split
+    if score is not None:  # which has its own data
+        training = held(original, data, most)
+        reward = training[0].first(_SHOWN), None
+    else:
+        training, reward = _splits(original, data, reward_data, most, asked.reward_images)
+    check_targets(training, reward[1], score, asked, {name: parts[name] for name in ("importance", "recovery")})
     prunable = make_prunable(original, training[0][:1], asked)
     described = {"topology": prunable.unpruned, "network": prunable.deployed, "device": device}
-    cost = parts["cost"](**described) if by_name(chosen["cost"]) else parts["cost"](prunable.unpruned)
+    cost = parts["cost"](**described) if by_name(chosen["cost"]) else own_cost(parts["cost"], prunable.unpruned)
     problem = Problem(prunable, cost, budget)
 
     prepared = Preparation(
@@ -144,64 +158,13 @@ def _name(choice: Any, agent: Any) -> str:
     return type(agent).__name__
 
 
-def _check_model(model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        hint = "load_state_dict it into the network first" if isinstance(model, dict) else "the network comes first"
-        raise UserError(f"model is a {type(model).__name__}; it must be the trained network, an nn.Module: {hint}.")
-    if next(model.parameters(), None) is None:
-        raise UserError(f"{type(model).__name__} has no parameters, so there is nothing to prune.")
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside torch.compile, DataParallel or DistributedDataParallel."""
-    while True:
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:  # whatever an attribute of the user's network raises
-        raise UserError(
-            f"{type(model).__name__} cannot be copied ({str(error).splitlines()[0]}); if it keeps what an earlier call "
-            f"computed, set that to None first."
-        ) from error
-
-
-def _settings(given: dict[str, Any], alongside: dict[str, Any]) -> SearchSettings:
-    names = [each.name for each in fields(SearchSettings)]
-    if unknown := sorted(given.keys() - set(names)):
-        raise UserError(f"search has no setting {', '.join(unknown)}; it has {', '.join(names)}.")
-    values = alongside | given
-    for name, kind in (("refit", RefitConfig), ("finish", FinishConfig)):
-        if name not in values:
-            continue
-        part = values[name]
-        if isinstance(part, bool):
-            values[name] = kind(enabled=part)
-        elif part is None:
-            raise UserError(f"{name}=None is not possible; give a mapping of settings, or {name}=False for none.")
-        elif isinstance(part, dict):
-            if unknown := sorted(part.keys() - {each.name for each in fields(kind)}):
-                raise UserError(f"{name} has no setting {', '.join(unknown)}.")
-            values[name] = kind(**part)
-    settings = SearchSettings(**values)
-    try:
-        settings.check()
-    except TypeError as error:
-        raise UserError(f"a setting is of the wrong type: {error}.") from error
-    return settings
-
-
-def _splits(model: nn.Module, data: Any, reward_data: Any, wanted: int | None) -> tuple[Split, Split]:
+def _splits(
+    model: nn.Module, data: Any, reward_data: Any, wanted: int | None, rewarded: int | None
+) -> tuple[Split, Split]:
     """Training and reward data, which share nothing."""
     if reward_data is not None:
-        return held(model, data, wanted), held(model, reward_data, None, "reward_data")
+        most = None if rewarded is None else max(rewarded, _REWARD_IMAGES)
+        return held(model, data, wanted), held(model, reward_data, most, "reward_data")
     inputs, targets = held(model, data, None if wanted is None else wanted + _REWARD_IMAGES)
     if len(inputs) < 2:
         raise UserError("data has one sample; give more, of which half become rewards, or reward_data=….")
@@ -217,24 +180,6 @@ def _with_targets(split: Split) -> tuple[Samples, Tensor]:
     """Where there are no targets nothing asks for them."""
     samples, targets = split
     return samples, torch.zeros(len(samples), dtype=torch.long) if targets is None else targets
-
-
-def _check_targets(
-    training: Split, reward: Tensor | None, score: Score | None, asked: SearchSettings, parts: dict[str, Any]
-) -> None:
-    if score is not None and not callable(score):
-        raise UserError(f"score is a {type(score).__name__}; it must be a function of a network that gives a number.")
-    if reward is None and score is None and asked.reward == "top1":
-        raise UserError('there are no targets to take top-1 from; give reward="kl", or score=<function of a network>.')
-    samples, targets = training
-    for name, part in parts.items():
-        if getattr(part, "needs_labels", False):
-            if targets is None:
-                raise UserError(f"{name}={type(part).__name__} needs targets; give data with them, or another {name}.")
-            if targets.dim() != 1 or targets.is_floating_point() or not isinstance(samples[:1], Tensor):
-                raise UserError(
-                    f"{name}={type(part).__name__} trains on classes [N] of one input tensor; give another {name}."
-                )
 
 
 def _drawn(samples: Samples, batch_size: int, seed: int, device: torch.device) -> Iterator[Inputs]:

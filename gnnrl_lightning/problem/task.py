@@ -1,4 +1,4 @@
-"""What is asked: a network, what its widths cost, and how much of that may stay."""
+"""What agents and importances may know of a search: the groups, the cost, the budget, and what was found so far."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gnnrl_lightning.core.checks import UserError, require_fraction
 from gnnrl_lightning.core.files import write_bytes
-from gnnrl_lightning.core.inputs import changed, described, description
+from gnnrl_lightning.core.inputs import Inputs, changed, described, description
 from gnnrl_lightning.pruning.channels import magnitude, most_important
 from gnnrl_lightning.pruning.plan import GroupPlan, PruningPlan
 from gnnrl_lightning.pruning.rewrite import is_rewritten, rewrite
@@ -24,7 +24,7 @@ Scores = Callable[[nn.Module, Topology], list[Tensor]]
 """Scores the channels of each group, one tensor [width] a group; higher is more important."""
 
 
-def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
+def apply_plan(model: nn.Module, plan: PruningPlan, example: Inputs | None = None) -> nn.Module:
     """Returns the smaller network of a plan, after a check that it computes what the masked original computes.
 
     It is of the model's own class where that is right with fewer channels, else the rewritten graph (`fx.GraphModule`):
@@ -33,12 +33,14 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
     Args:
         model: The network that the plan was made for; unchanged.
         plan: Which channels stay.
+        example: A batch of its inputs, for a network that takes neither noise nor zeros, e.g. their logarithm; None:
+            zeros of the plan's shape.
 
     Raises:
         UserError: If the plan is for another network, or the result would be another function, or the network's
             outputs are not finite, so that nothing can be compared.
     """
-    topology, kept = _locate(model, plan)
+    topology, kept = _locate(model, plan, example)
     return verified(model, topology, kept)
 
 
@@ -84,11 +86,13 @@ def plan(topology: Topology, widths: Mapping[str, int] | Sequence[int] | Tensor)
             raise UserError(f"there is no group {', '.join(map(str, unknown))}; the groups are {', '.join(names)}.")
         chosen = [widths.get(group.name, group.width) for group in topology.groups]
     else:
+        if not isinstance(widths, Tensor | Sequence) or isinstance(widths, str):
+            raise UserError(f"widths={widths!r} must be one number a group, or a mapping of groups to numbers.")
         chosen = widths.tolist() if isinstance(widths, Tensor) else list(widths)
     if len(chosen) != len(names):
         raise UserError(f"{len(chosen)} widths are given for {len(names)} groups: {', '.join(names)}.")
     for group, width in zip(topology.groups, chosen, strict=True):
-        if width not in group.widths():
+        if type(width) is not int or width not in group.widths():
             step = f" in steps of {group.divisor}" if group.divisor > 1 else ""
             raise UserError(
                 f"{group.name} cannot keep {width!r} channels; it keeps {group.widths()[0]} to {group.width}{step}."
@@ -173,14 +177,14 @@ def _build(plan: PruningPlan, path: Path) -> nn.Module:
     return create_model(spec, num_classes, image_size, weights=None)
 
 
-def _locate(model: nn.Module, plan: PruningPlan) -> tuple[Topology, list[Sequence[int]]]:
+def _locate(model: nn.Module, plan: PruningPlan, example: Inputs | None = None) -> tuple[Topology, list[Sequence[int]]]:
     """The network's topology and what the plan keeps of each of its groups."""
     first = next(model.parameters())
 
     def like_weights(x: Tensor) -> Tensor:
         return x.to(first) if x.is_floating_point() else x.to(first.device)
 
-    example = changed(described(plan.input_shape), like_weights)
+    example = changed(described(plan.input_shape) if example is None else example, like_weights)
     topology = trace(model, example, exclude=plan.exclude, keep_ends=plan.keep_ends)
     if plan.whole:
         names = [group.name for group in topology.groups]

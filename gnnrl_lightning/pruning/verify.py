@@ -143,8 +143,8 @@ def _reference(
     if raised:
         return raised
     raise UserError(
-        f"{type(model).__name__} cannot be checked after pruning: the network's own outputs are not finite; "
-        f"load other weights."
+        f"{type(model).__name__} cannot be checked after pruning: the network's own outputs are not finite; load other "
+        f"weights, or give an example of inputs that it takes."
     )
 
 

@@ -24,6 +24,7 @@ class SearchProgress(Bar):
     def __init__(self, protocol: Protocol) -> None:
         super().__init__()
         self.protocol = protocol
+        self._tenth = 0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draws the bar."""
@@ -32,12 +33,15 @@ class SearchProgress(Bar):
         pl_module.on_reward = self.show
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Says how the iteration went, in the log too."""
+        """Says how the iteration went; in the log at every tenth of the search."""
         assert isinstance(pl_module, SearchModule)
         best = pl_module.best
         state = f"best {self.protocol.best(best['reward'])} at {100 * best['cost_ratio']:.1f} % of the cost"
-        self.show(len(pl_module.history), state)
-        log.debug("episode %d of %d: %s", len(pl_module.history), pl_module.episodes, state)
+        done, total = len(pl_module.history), pl_module.episodes
+        self.show(done, state)
+        if 10 * done // total > self._tenth:
+            self._tenth = 10 * done // total
+            self.note(f"search: {done} of {total} episodes: {state}{self.left}")
 
 
 class SearchState(LastCheckpoint):

@@ -191,12 +191,12 @@ class Labels:
         pairs = torch.cat(self._pairs, 1).numpy() if self._pairs else np.empty((2, 0), dtype=np.int64)
         return components(pairs, self._next)
 
-    def classes(self) -> tuple[np.ndarray, list[tuple[str, int]]]:
+    def classes(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Puts labels that were united into classes.
 
         Returns:
             The class of each label, [labels], where all that must stay share the class of `LOCKED`; and what was
-            locked: (reason, number of channels).
+            locked: by reason, the channels as they were united before.
         """
         roots = self.united()
         locked = [(reason, np.unique(roots[labels.numpy()])) for reason, labels in self.locks]
@@ -208,7 +208,10 @@ class Labels:
             if rest:
                 locked.append(("the blocks of grouped convolutions cross", np.array(rest)))
             roots = merged(roots, [*sets, [int(roots[LOCKED]), *rest]])
-        return roots, [(reason, len(found)) for reason, found in locked]
+        channels: dict[str, np.ndarray] = {}
+        for reason, found in locked:  # one a dimension of a parameter that these run through
+            channels[reason] = np.union1d(channels.get(reason, found), found)
+        return roots, channels
 
 
 def images(state: Labels, shape: torch.Size) -> int:

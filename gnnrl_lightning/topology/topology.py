@@ -46,7 +46,9 @@ class Topology:
         self.labels = labels
         self.exclude, self.keep_ends, self.whole = tuple(exclude), keep_ends, tuple(whole)
         self._divisor, self._min_keep = divisor, min_keep
-        self._classes, self.locked = labels.classes()
+        self._classes, locked = labels.classes()
+        self.locked = [(reason, len(channels)) for reason, channels in locked.items()]
+        self._channels_locked = len(set().union(*(channels.tolist() for channels in locked.values())))
         self.groups, self._slot_of_class = collect(labels, self._classes, divisor, min_keep)
         self.group_of_slot = torch.repeat_interleave(torch.arange(len(self.groups)), self.full_widths())
         self.slots = {key: self.slots_of(vector) for key, vector in labels.dimensions.items()}
@@ -65,7 +67,7 @@ class Topology:
         return traced_again, (self.program.modules[""], self.program.example, *limits)
 
     def __repr__(self) -> str:
-        channels, locked = int(self.full_widths().sum()), sum(number for _, number in self.locked)
+        channels, locked = int(self.full_widths().sum()), self._channels_locked
         return (
             f"Topology of {type(self.program.modules['']).__name__}: {len(self.groups)} groups, {channels} channels to "
             f"prune, {locked} locked; {self.macs() / 1e6:.1f} MMACs, {self.parameters() / 1e6:.2f} M parameters"

@@ -70,4 +70,5 @@ def traced_again(
     """The topology that was pickled: its network traced with the same options."""
     topology = trace(model, example, divisor=divisor, min_keep=min_keep, exclude=exclude, keep_ends=keep_ends)
     names = [group.name for group in topology.groups]
-    return topology.without([names.index(name) for name in whole], "locked") if whole else topology
+    indices = [names.index(name) for name in whole if name in names]
+    return topology.without(indices, "whole before") if indices else topology

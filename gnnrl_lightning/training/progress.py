@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from gnnrl_lightning.core.numbers import duration
 from gnnrl_lightning.training.supervised import SupervisedModule
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,17 @@ class Bar(L.Callback):
         if self._bar is not None:
             fields = {} if state is None else {"state": state}
             self._bar.update(self._task, completed=done, advance=1 if done is None else None, **fields)  # type: ignore[arg-type]
+
+    @property
+    def left(self) -> str:
+        """The time left, as far as it is known."""
+        seconds = None if self._bar is None else self._bar.tasks[self._task].time_remaining
+        return "" if seconds is None else f", {duration(seconds)} left"
+
+    def note(self, text: str) -> None:
+        """Says something in the log's file; where no bar is seen, also where its lines go otherwise."""
+        seen = self._bar is None or self._bar.console.is_terminal or self._bar.console.is_jupyter
+        log.log(logging.DEBUG if seen else logging.INFO, text)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leaves the finished bar on the screen."""
@@ -77,7 +89,7 @@ class FitProgress(Bar):
         """Says how it goes, in the log too."""
         assert isinstance(pl_module, SupervisedModule)
         self.show(trainer.global_step, self._state(pl_module))
-        log.debug("%s: %d steps: %s", pl_module.stage, trainer.global_step, self._state(pl_module))
+        self.note(f"{pl_module.stage}: {trainer.global_step} steps: {self._state(pl_module)}")
 
     def _state(self, module: SupervisedModule) -> str:
         """The loss of the last step, and the last and best top-1, as far as there are any."""

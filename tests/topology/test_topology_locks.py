@@ -125,7 +125,7 @@ def test_keep_ends_keeps_the_first_and_the_last_layers_whole() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 7, 1), nn.Conv2d(7, 6, 1), nn.Conv2d(6, 4, 1))
     topology = trace(model, torch.zeros(1, 3, 8, 8), keep_ends=True)
     assert {group.name for group in topology.groups} == {"1"}
-    assert set(topology.locked) == {("network output", 4), ("keep_ends=true", 8), ("keep_ends=true", 6)}
+    assert set(topology.locked) == {("network output", 4), ("keep_ends=true", 14)}
 
 
 @pytest.mark.parametrize(
@@ -165,3 +165,11 @@ def test_tracing_leaves_the_model_as_it_was() -> None:
     trace(model, torch.zeros(1, 3, 8, 8))
     assert [m.training for m in model.modules()] == [m is not model.second for m in model.modules()]
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_locked_channel_counts_once() -> None:
+    """However many parameters it runs through, and for however many reasons."""
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 6, 3), nn.Conv2d(6, 4, 3))
+    topology = trace(network, torch.zeros(1, 3, 16, 16), exclude=["^0[.]", "^1[.]"])
+    assert dict(topology.locked) == {"exclude=^0[.]": 8, "exclude=^1[.]": 8, "network output": 4}
+    assert "6 channels to prune, 12 locked" in repr(topology)

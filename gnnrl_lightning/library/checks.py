@@ -1,0 +1,127 @@
+"""What a caller of `gl.search` gives, checked: one sentence for each mistake."""
+
+import copy
+from dataclasses import fields
+from typing import Any
+
+from torch import Tensor, nn
+
+from gnnrl_lightning.core.checks import UserError
+from gnnrl_lightning.core.samples import Samples
+from gnnrl_lightning.evaluation.reward import Score
+from gnnrl_lightning.settings import FinishConfig, RefitConfig, SearchSettings, check_types
+from gnnrl_lightning.topology import Topology
+
+Split = tuple[Samples, Tensor | None]
+"""Inputs, and their targets if there are any."""
+
+
+def check_model(model: Any) -> None:
+    """Raise UserError unless it is a network with parameters."""
+    if not isinstance(model, nn.Module):
+        hint = "load_state_dict it into the network first" if isinstance(model, dict) else "the network comes first"
+        raise UserError(f"model is a {type(model).__name__}; it must be the trained network, an nn.Module: {hint}.")
+    if next(model.parameters(), None) is None:
+        raise UserError(f"{type(model).__name__} has no parameters, so there is nothing to prune.")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside torch.compile, DataParallel or DistributedDataParallel."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy, which the search may change."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever an attribute of the user's network raises
+        raise UserError(
+            f"{type(model).__name__} cannot be copied ({str(error).splitlines()[0]}); if it keeps what an earlier call "
+            f"computed, set that to None first."
+        ) from error
+
+
+def settings_of(given: dict[str, Any], alongside: dict[str, Any]) -> SearchSettings:
+    """The settings of a search from keyword arguments and from what comes with a chosen part."""
+    names = [each.name for each in fields(SearchSettings)]
+    if unknown := sorted(given.keys() - set(names)):
+        raise UserError(f"search has no setting {', '.join(unknown)}; it has {', '.join(names)}.")
+    values = alongside | given
+    for name, kind in (("refit", RefitConfig), ("finish", FinishConfig)):
+        if name not in values:
+            continue
+        part = values[name]
+        if isinstance(part, bool):
+            values[name] = kind(enabled=part)
+        else:
+            if not isinstance(part, dict):
+                raise UserError(
+                    f"{name}={part!r} is not possible; give a mapping of settings, or {name}=False for none."
+                )
+            if unknown := sorted(part.keys() - {each.name for each in fields(kind)}):
+                raise UserError(f"{name} has no setting {', '.join(unknown)}.")
+            values[name] = kind(**part)
+    settings = SearchSettings(**values)
+    check_types(settings)
+    settings.check()
+    return settings
+
+
+def check_parts(parts: dict[str, Any]) -> None:
+    """Raise UserError unless agent and cost can be made and importance and recovery are objects."""
+    for group, of in (("agent", "Task"), ("cost", "Topology")):
+        if not callable(parts[group]) or isinstance(parts[group], nn.Module):
+            raise UserError(
+                f"{group} is {_short(parts[group])}; it must be a name of conf/{group}, a mapping with one, or a "
+                f"function of a {of} that makes it, e.g. its class."
+            )
+    for group in ("importance", "recovery"):
+        if not hasattr(parts[group], "images") or isinstance(parts[group], type):
+            raise UserError(
+                f"{group} is {parts[group]!r}; it must be a name of conf/{group}, a mapping with one, or an object."
+            )
+
+
+def own_cost(make: Any, topology: Topology) -> Any:
+    """A cost of the user's own, which is tried on the whole network."""
+    try:
+        cost = make(topology)
+        whole = cost(topology.full_widths())
+        assert int(whole) > 0, f"{whole} for the whole network"
+    except Exception as error:  # whatever the user's code raises
+        raise UserError(
+            f"cost failed ({type(error).__name__}: {error}); it must be a function of a Topology that gives a function "
+            f"of widths [..., G], whose values are integers above 0: see docs/library.md."
+        ) from error
+    return cost
+
+
+def check_targets(
+    training: Split, reward: Tensor | None, score: Score | None, asked: SearchSettings, parts: dict[str, Any]
+) -> None:
+    """Raise UserError where rewards, importance or recovery want targets or inputs that are not there."""
+    if score is not None and not callable(score):
+        raise UserError(f"score is a {type(score).__name__}; it must be a function of a network that gives a number.")
+    if reward is None and score is None and asked.reward == "top1":
+        raise UserError('there are no targets to take top-1 from; give reward="kl", or score=<function of a network>.')
+    samples, targets = training
+    for name, part in parts.items():
+        if getattr(part, "one_input", False) and not isinstance(samples[:1], Tensor):
+            raise UserError(f"{name}={type(part).__name__} wants one input tensor; give another {name}.")
+        if getattr(part, "needs_labels", False):
+            if targets is None:
+                raise UserError(f"{name}={type(part).__name__} needs targets; give data with them, or another {name}.")
+            if targets.dim() != 1 or targets.is_floating_point() or not isinstance(samples[:1], Tensor):
+                raise UserError(
+                    f"{name}={type(part).__name__} trains on classes [N] of one input tensor; give another {name}."
+                )
+
+
+def _short(value: Any) -> str:
+    return f"a {type(value).__name__}" if isinstance(value, nn.Module) else repr(value)
