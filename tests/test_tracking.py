@@ -14,6 +14,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 from wandb_file import OfflineRun, read
 
 from gnnrl_lightning.app.config import SearchConfig, register, typed
+from gnnrl_lightning.app.run import open_run
 from gnnrl_lightning.app.tracking import open_loggers
 
 STOPPING = """
@@ -162,7 +163,10 @@ def test_nobody_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     config = config_of("search", ["model=resnet20", "budget=0.5", "logger=wandb", "logger.offline=false"])
-    with pytest.raises(ValueError, match=r"wandb login.*logger\.offline=true"), open_loggers(config, "search"):
+    with (
+        pytest.raises(ValueError, match=r"wandb login.*logger\.offline=true"),
+        open_loggers(open_run(config), "search"),
+    ):
         raise AssertionError("it has begun")
 
 
