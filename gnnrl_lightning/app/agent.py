@@ -1,15 +1,10 @@
 """Runs an agent's search under Lightning: a fresh one, or one that was stopped."""
 
 import logging
-from collections.abc import Callable
+from typing import Any
 
-from torch import Tensor
-
-from gnnrl_lightning.app.config import SearchConfig
 from gnnrl_lightning.app.run import settings_in
 from gnnrl_lightning.evaluation.protocol import Protocol
-from gnnrl_lightning.problem.environment import PruningEnv
-from gnnrl_lightning.searching.agents.protocol import Agent
 from gnnrl_lightning.searching.callbacks import SearchProgress, SearchState
 from gnnrl_lightning.searching.module import SearchModule
 from gnnrl_lightning.training.checkpoints import read_checkpoint, require_same, select
@@ -25,29 +20,24 @@ _SHAPING = (
 """Settings that shape a search; a resumed one must have the same."""
 
 
-def run_agent(
-    run: Run,
-    cfg: SearchConfig,
-    agent: Agent,
-    env: PruningEnv,
-    plans: Callable[[], dict[str, Tensor]] | None,
-) -> SearchModule:
-    """Lets the agent search, from the best of these plans where it can; goes on where an earlier run was stopped."""
-    module = SearchModule(agent, env, cfg.episodes, cfg.seed, run.select(_shaping(run)), plans)
+def fit_agent(module: SearchModule, run: Run, protocol: Protocol) -> None:
+    """Runs a search on the run's devices and writes its state; goes on where an earlier run was stopped."""
     state = SearchState(run.folder)
     trainer = run.trainer(
-        [SearchProgress(Protocol(cfg.reward)), state],
+        [SearchProgress(protocol), state],
         max_epochs=module.iterations,
         enable_progress_bar=False,
         log_every_n_steps=1,
         precision="32-true",  # the agent is tiny, and its probability ratios want every bit
     )
-    if plans is not None and not hasattr(agent, "begin"):
-        log.info("agent=%s starts as its paper says: it cannot begin at a plan", type(agent).__name__)
     if state.found:
         log.info("resuming from %s", state.found)
     trainer.fit(module, ckpt_path=state.found, weights_only=True)
-    return module
+
+
+def shaping(run: Run) -> dict[str, Any]:
+    """The settings that shape a search."""
+    return run.select(_shaping(run))
 
 
 def check_stage(run: Run) -> bool:
@@ -67,7 +57,7 @@ def check_resume(run: Run) -> None:
     """Raise UserError if the folder holds a search with other settings; before anything of it is touched."""
     checkpoint = SearchState(run.folder).found
     if checkpoint:
-        require_same(read_checkpoint(checkpoint)["search"]["settings"], run.select(_shaping(run)))
+        require_same(read_checkpoint(checkpoint)["search"]["settings"], shaping(run))
 
 
 def _shaping(run: Run) -> list[str]:

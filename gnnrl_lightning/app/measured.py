@@ -15,16 +15,13 @@ from gnnrl_lightning.searching.results import durations, measured
 from gnnrl_lightning.topology.outline import write_layers
 
 
-def results_of(
-    asked: Asked, explored: Explored, outcome: Outcome, whole: float, clock: dict[str, float]
-) -> dict[str, Any]:
+def results_of(asked: Asked, explored: Explored, outcome: Outcome, clock: dict[str, float]) -> dict[str, Any]:
     """Measures what was found, exports it and writes what stands beside it; all that results.json holds.
 
     Args:
         asked: What was asked.
         explored: The search.
         outcome: What it has come to.
-        whole: The winner's reward on the whole reward split.
         clock: When each part of the run began.
     """
     cfg, data, folder, module = asked.cfg, asked.data, asked.run.folder, explored.module
@@ -48,7 +45,7 @@ def results_of(
         "seconds": seconds | {"search": round(seconds["search"] + module.seconds_before, 1)},
         **measured(explored, outcome.delivered, outcome.networks, outcome.sizes, worth),
         "export": exported,
-        "reward": {"best_seen": module.best["reward"], "whole_split": whole},
+        "reward": {"best_seen": module.best["reward"], "whole_split": explored.reward},
         "reward_top1_original": original_top1,
         "recovery_curve": outcome.curve,
     }

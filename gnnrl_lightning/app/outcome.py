@@ -16,7 +16,6 @@ from gnnrl_lightning.evaluation.measure import test_top1
 from gnnrl_lightning.pruning.apply import make_plan, planned_widths, save_pruned, widths_among
 from gnnrl_lightning.pruning.plan import PruningPlan
 from gnnrl_lightning.searching.explore import Explored
-from gnnrl_lightning.searching.results import opening
 from gnnrl_lightning.training.fitting import fit
 from gnnrl_lightning.training.supervised import Curve
 
@@ -52,7 +51,7 @@ def hand_on(asked: Asked, explored: Explored, clock: dict[str, float]) -> Outcom
         explored: The search.
         clock: Gets the time when fine-tuning begins.
     """
-    prepared, evaluator, widths = explored.prepared, explored.evaluator, explored.widths
+    evaluator, widths = explored.evaluator, explored.widths
     cfg, data, problem, original = asked.cfg, asked.data, asked.problem, asked.original
     unpruned, kept = problem.prunable.unpruned, evaluator.kept(widths)
     plan = make_plan(problem.topology, kept)
@@ -61,7 +60,7 @@ def hand_on(asked: Asked, explored: Explored, clock: dict[str, float]) -> Outcom
     tunes = bool(cfg.finetune.epochs and cfg.finetune.max_steps)
     shown = partial(data.training_images, cfg.finish.batch_size, asked.run.device, evaluator.layout)
     delivered = deliver(evaluator, kept, cfg, shown, learns_on=tunes)
-    opened = opening(prepared.env, evaluator.plans) if prepared.task.plans else None
+    opened = explored.opened
     outcome = Outcome(plan, delivered, delivered.final.network, {}, {}, {})
 
     test = partial(_test, outcome, asked)

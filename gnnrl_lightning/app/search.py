@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -10,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from gnnrl_lightning.app.agent import check_stage, run_agent
+from gnnrl_lightning.app.agent import check_stage, fit_agent, shaping
 from gnnrl_lightning.app.asked import ask
 from gnnrl_lightning.app.config import SearchConfig, typed
 from gnnrl_lightning.app.measured import results_of
@@ -20,11 +21,12 @@ from gnnrl_lightning.app.run import begin, has_ended, open_run
 from gnnrl_lightning.app.tracking import log_input, log_metrics, log_run, open_loggers
 from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.core.files import write_json
-from gnnrl_lightning.core.ranks import agreed
+from gnnrl_lightning.core.ranks import is_first
+from gnnrl_lightning.evaluation.protocol import Protocol
 from gnnrl_lightning.models.factory import ModelSpec
 from gnnrl_lightning.report.page import write_report
 from gnnrl_lightning.report.tables import stage_table
-from gnnrl_lightning.searching.explore import Explored
+from gnnrl_lightning.searching.explore import explore
 from gnnrl_lightning.searching.results import curves
 from gnnrl_lightning.training.base import train_base
 
@@ -79,27 +81,26 @@ def _prune(config: DictConfig) -> float:
             train_base(original, spec, program, data, cfg.base, run)
         clock["search"] = time.perf_counter()
         evaluator = prepared.begin(run.device, data.eval_batch_size, cfg.trainer["precision"])
-        module = run_agent(run, cfg, agent, prepared.env, prepared.task.plans)
-        widths, whole = agreed(evaluator.winner(module.finalists(cfg.finalists), module.best["reward"]))
+        fit = partial(fit_agent, run=run, protocol=Protocol(cfg.reward))
+        explored = explore(prepared, agent, evaluator, fit, shaping(run))
         clock["finish"] = time.perf_counter()
-        explored = Explored(prepared, evaluator, module, widths)
         outcome = hand_on(asked, explored, clock)
         clock["end"] = time.perf_counter()
         tested = {f"test_top1/{name}": top1 for name, top1 in outcome.top1.items()}
-        log_metrics(logger, {"search/winner_reward": whole} | tested)
-        if module.global_rank == 0:
-            results = results_of(asked, explored, outcome, whole, clock)
+        log_metrics(logger, {"search/winner_reward": explored.reward} | tested)
+        if is_first():
+            results = results_of(asked, explored, outcome, clock)
             write_json(folder / "results.json", results)
             if evaluator.curves:
                 topology = asked.problem.topology
-                write_json(folder / "curves.json", curves(topology, evaluator.curves, evaluator.plans, widths))
+                write_json(folder / "curves.json", curves(topology, evaluator.curves, evaluator.plans, explored.widths))
             report = write_report(folder)
             tags = [f"{asked.problem.cost.name}-{cfg.budget:g}"]
             log_run(logger, folder, f"{spec.name}-{data.name}", tags)
-    if module.global_rank == 0:  # behind what the loggers say when they close
+    if is_first():  # behind what the loggers say when they close
         Console().print(stage_table(results))
         log.info("report: %s\nthe network: %s", report, loading(spec, folder))
-    return whole
+    return explored.reward
 
 
 def loading(spec: ModelSpec, folder: Path) -> str:

@@ -3,7 +3,6 @@
 from functools import cached_property
 from typing import Protocol
 
-import torch
 from rich.progress import track
 from torch import Tensor, nn
 
@@ -120,10 +119,8 @@ class Evaluator:
         return self._reward(widths, whole=True)
 
     def _reward(self, widths: Tensor, whole: bool) -> float:
-        judge = self.judge
-        # No cache: a recovery that trains would go on with the weights of its first step.
-        with torch.autocast(judge.device.type, torch.bfloat16, judge.bfloat16, cache_enabled=False):
-            return judge(self.network(widths), whole)
+        with self.judge.autocast():
+            return self.judge(self.network(widths), whole)
 
     def _first(self, count: int | None) -> tuple[Samples, Tensor]:
         """The first `count` training images and labels; None: all."""

@@ -76,13 +76,17 @@ class Judge:
             with torch.no_grad():
                 return number_of(self.score(network.eval()))
         count = len(self.samples) if whole else self.count
-        # No cache: a recovery that trains would go on with the weights of its first step.
-        with torch.autocast(self.device.type, torch.bfloat16, self.bfloat16, cache_enabled=False):
+        with self.autocast():
             if self._expected is not None:
                 given = log_probabilities(network, self.samples, count, self.batch_size)
                 return -divergence([each[:count] for each in self._expected], given)
             hits = correct(network, self.samples, self.labels[:count], self.batch_size)
         return 100.0 * hits / count - 100.0
+
+    def autocast(self) -> torch.autocast:
+        """The precision of rewards."""
+        # No cache: a recovery that trains would go on with the weights of its first step.
+        return torch.autocast(self.device.type, torch.bfloat16, self.bfloat16, cache_enabled=False)
 
     def of_finished(self, network: nn.Module) -> float:
         """The reward of a network that is handed on, on the whole split."""

@@ -13,6 +13,7 @@ from gnnrl_lightning.core.checks import UserError, require_fraction
 from gnnrl_lightning.core.inputs import Inputs, changed
 from gnnrl_lightning.core.samples import HeldInputs, Samples
 from gnnrl_lightning.evaluation.final import deliver
+from gnnrl_lightning.evaluation.protocol import SCORE, Protocol
 from gnnrl_lightning.evaluation.reward import Score
 from gnnrl_lightning.library.checks import (
     Split,
@@ -29,6 +30,7 @@ from gnnrl_lightning.library.feeding import held
 from gnnrl_lightning.library.found import Found
 from gnnrl_lightning.problem.problem import Problem, make_prunable
 from gnnrl_lightning.pruning.apply import make_plan
+from gnnrl_lightning.settings import SearchSettings
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +102,7 @@ def _search(
     settings: dict[str, Any],
 ) -> Found:
     """As `search`, with chosen parts by what they are."""
-    from gnnrl_lightning.searching.explore import explore, quiet, seed_all
+    from gnnrl_lightning.searching.explore import explore, fit_here, quiet, seed_all
     from gnnrl_lightning.searching.preparation import Preparation, wanted_images
 
     original = copied(unwrapped(model)).eval()
@@ -108,7 +110,7 @@ def _search(
     parts, alongside = dict(chosen), dict[str, Any]()
     for group, choice in chosen.items():
         if by_name(choice):
-            parts[group], more = component(group, choice, settings.get("seed", 0))
+            parts[group], more = component(group, choice, settings.get("seed", SearchSettings.seed))
             alongside |= more
     asked = settings_of(settings, alongside)
     for group in ("importance", "recovery"):
@@ -143,7 +145,9 @@ def _search(
     task = prepared.task
     with quiet():
         agent = parts["agent"](task=task) if by_name(chosen["agent"]) else parts["agent"](task)
-    explored = explore(prepared, agent, prepared.begin(device, _EVAL_BATCH, score=score), device)
+    evaluator = prepared.begin(device, _EVAL_BATCH, score=score)
+    fit = partial(fit_here, device=device, protocol=Protocol(SCORE if score else asked.reward))
+    explored = explore(prepared, agent, evaluator, fit)
     kept = explored.evaluator.kept(explored.widths)
     shown = partial(_drawn, training[0], asked.finish.batch_size, asked.seed, device)
     delivered = deliver(explored.evaluator, kept, asked, shown)

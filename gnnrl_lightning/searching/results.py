@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from gnnrl_lightning.core.inputs import Inputs
 from gnnrl_lightning.evaluation.final import Delivered
 from gnnrl_lightning.evaluation.measure import budget_check, speeds, weight_bytes
-from gnnrl_lightning.problem.environment import PruningEnv
 from gnnrl_lightning.searching.explore import Explored
 from gnnrl_lightning.topology import Topology
 
@@ -39,8 +38,7 @@ def measured(
     times = [dict(zip(networks, speeds(list(networks.values()), batch, device), strict=True)) for batch in batches]
     costs = [problem.full_cost, int(problem.cost_of(explored.widths))]
     deployed = [problem.prunable.deployed, networks["pruned"]]
-    opened = opening(env, evaluator.plans) if prepared.task.plans else None
-    levels = {} if opened is None else {"closed_form": env.reward(opened)}
+    levels = {} if explored.opened is None else {"closed_form": env.reward(explored.opened)}
     latencies = {name: (sizes[name], each.median_ms) for name, each in times[0].items()}
     final, learned = delivered.final, delivered.finish
     return {
@@ -90,13 +88,6 @@ def stages(
             }
         )
     return rows
-
-
-def opening(env: PruningEnv, plans: dict[str, Tensor]) -> Tensor | None:
-    """The best of the plans that a search opened with, [G]; None if it did not."""
-    rewards = {name: env.rewards.get(tuple(widths.tolist())) for name, widths in plans.items()}
-    known = {name: reward for name, reward in rewards.items() if reward is not None}
-    return plans[max(known, key=known.__getitem__)] if known else None
 
 
 def curves(topology: Topology, errors: list[Tensor], plans: dict[str, Tensor], widths: Tensor) -> dict[str, Any]:
