@@ -118,13 +118,7 @@ def _search(
     check_parts(parts)
     wanted = wanted_images(asked, parts["importance"], parts["recovery"]).values()
     most = None if None in wanted else max(1, *(number or 0 for number in wanted))
-    training: Split
-    reward: Split
-    if score is not None:  # which has its own data
-        training = held(original, data, most)
-        reward = training[0].first(_SHOWN), None
-    else:
-        training, reward = _splits(original, data, reward_data, most, asked.reward_images)
+    training, reward = _splits(original, data, reward_data, score, most, asked.reward_images)
     check_targets(training, reward[1], score, asked, {name: parts[name] for name in ("importance", "recovery")})
     prunable = make_prunable(original, training[0][:1], asked)
     described = {"topology": prunable.unpruned, "network": prunable.deployed, "device": device}
@@ -163,9 +157,12 @@ def _name(choice: Any, agent: Any) -> str:
 
 
 def _splits(
-    model: nn.Module, data: Any, reward_data: Any, wanted: int | None, rewarded: int | None
+    model: nn.Module, data: Any, reward_data: Any, score: Score | None, wanted: int | None, rewarded: int | None
 ) -> tuple[Split, Split]:
-    """Training and reward data, which share nothing."""
+    """Training and reward data, which share nothing; of a score, which has its own, a few samples to compare with."""
+    if score is not None:
+        training = held(model, data, wanted)
+        return training, (training[0].first(_SHOWN), None)
     if reward_data is not None:
         most = None if rewarded is None else max(rewarded, _REWARD_IMAGES)
         return held(model, data, wanted), held(model, reward_data, most, "reward_data")
