@@ -103,7 +103,11 @@ def _search(overrides: list[str]) -> tuple[Asked, PruningEnv, Evaluator]:
     cfg: SearchConfig = typed(config, SearchConfig)
     asked = ask(open_run(config), cfg)
     prepared, _ = prepare(asked)
-    return asked, prepared.env, prepared.begin(asked.run.device, asked.data.eval_batch_size, cfg.trainer["precision"])
+    return (
+        asked,
+        prepared.env,
+        prepared.make_evaluator(asked.run.device, asked.data.eval_batch_size, cfg.trainer["precision"]),
+    )
 
 
 def interval(rewards: list[float], after: list[float]) -> tuple[float, float]:

@@ -117,7 +117,7 @@ class SearchSettings:
     """Settings of a search, by command and by `gl.search`."""
 
     seed: int = 0
-    """Of everything random."""
+    """Seed of all random numbers: the agent's, the sampling of images, training."""
     episodes: int = 200
     """Episodes of the search: networks proposed, all ranks together."""
     reward_images: int | None = 1000

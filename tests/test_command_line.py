@@ -69,7 +69,7 @@ def test_the_network_of_a_run_is_what_the_report_says(finished: tuple[Path, Outc
     small = gl.trace(network, torch.zeros(1, 3, 32, 32))
     plan = PruningPlan.load(folder / "plan.json")
     macs = int(whole.macs(torch.tensor(plan.widths)))
-    original, *others = results["stages"]
+    original, *others = results["networks"]
     pruned = [stage for stage in others if stage["name"] != "closed-form"]
     assert original["macs"] == int(whole.macs()) and {stage["macs"] for stage in pruned} == {macs}
     assert int(small.macs()) == macs <= 0.5 * int(whole.macs())
@@ -119,7 +119,7 @@ def test_a_sweep(more: tuple[Path, list[Outcome]]) -> None:
     for job, budget in (("0", 0.3), ("1", 0.7)):
         results = json.loads((folder / "sweep" / job / "results.json").read_text())
         assert results["budget"] == budget
-        assert results["stages"][1]["macs"] <= budget * results["stages"][0]["macs"]
+        assert results["networks"][1]["macs"] <= budget * results["networks"][0]["macs"]
     with (folder / "sweep" / "summary.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 2
     assert "summary.csv" in sweep.out
@@ -149,7 +149,7 @@ def test_the_card_says_how_it_is_loaded(more: tuple[Path, list[Outcome]]) -> Non
     folder, _ = more
     results = json.loads((folder / "both" / "results.json").read_text())
     card = (folder / "both" / "README.md").read_text()
-    assert f"| test top-1 %, fine-tuned | {results['stages'][-1]['top1']:.2f} |" in card
+    assert f"| test top-1 %, fine-tuned | {results['networks'][-1]['top1']:.2f} |" in card
     assert "torch.export.load" in card and "onnxruntime" not in card and "gl.load_pruned" in card
     assert set(results["export"]) == {"safetensors", "torch_export"}
     program = torch.export.load(folder / "both" / "network.pt2")

@@ -58,7 +58,7 @@ def test_rewards_and_accuracies_are_from_images_of_their_own(finished: Path) -> 
     network = gl.load_pruned(finished / "run")
     found = {part: top1_on(finished / "images" / part, network, preprocessing) for part in PARTS}
     assert len(set(found.values())) == 3  # else a number could come from the wrong ones unseen
-    (tested,) = [stage["top1"] for stage in results["stages"] if stage["name"] == "pruned"]
+    (tested,) = [stage["top1"] for stage in results["networks"] if stage["name"] == "pruned"]
     assert tested == pytest.approx(found["test"], abs=1e-4)
     assert results["weights"]["rewards"][_taken(results)] + 100 == pytest.approx(found["val"], abs=1e-4)
     if _taken(results) == "refitted":

@@ -96,6 +96,18 @@ def test_a_number_that_all_share(tmp_path: Path) -> None:
     torch.testing.assert_close(small(X, scale), found.model(X, scale))
 
 
+def test_a_number_may_stand_before_the_images(tmp_path: Path) -> None:
+    class First(Net):
+        def forward(self, scale: Tensor, x: Tensor) -> Any:
+            return scale * super().forward(x)
+
+    batches = [((torch.tensor(2.0), part), torch.zeros(len(part))) for part in X.split(16)]
+    found = gl.search(First(), batches, 0.5, reward="kl", **QUICK)
+    found.save(tmp_path)
+    wanted = found.model(torch.tensor(2.0), X)
+    torch.testing.assert_close(gl.load_pruned(tmp_path, First())(torch.tensor(2.0), X), wanted)
+
+
 def test_what_a_forward_keeps_does_not_stop_training() -> None:
     found = gl.search(Remembers(), X, 0.5, reward="kl", agent="closed_form", finish=False)
     found.model.train()(X).sum().backward()
@@ -109,6 +121,19 @@ def test_the_callers_state_is_left_alone() -> None:
     gl.search(network, loader, 0.5, **QUICK)
     assert torch.equal(before, torch.get_rng_state())
     assert {name: value for name, value in os.environ.items() if name.startswith("PL_")} == seeds
+
+
+def test_a_score_gets_networks_as_they_are_used() -> None:
+    network = Net()
+    wanted = network(X).argmax(1)
+    seen = []
+
+    def agreement(candidate: nn.Module) -> Tensor:
+        seen.append(candidate.training or torch.is_grad_enabled())
+        return (candidate(X).argmax(1) == wanted).float().mean()
+
+    found = gl.search(network, X, 0.5, score=agreement, **QUICK)
+    assert found.rewards["original"] == 1 and len(seen) > 3 and not any(seen)
 
 
 def test_a_score_may_do_what_it_likes_with_a_network() -> None:

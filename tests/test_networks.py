@@ -23,7 +23,7 @@ def test_a_search_of_each_network_of_the_papers(name: str, tmp_path: Path) -> No
     overrides = [f"model={name}", "budget=0.5", "debug=fast", *small.split(), f"hydra.run.dir={tmp_path / 'run'}"]
     outcome = run("search.py", overrides, tmp_path)
     assert outcome.code == 0, outcome.err
-    stages = json.loads((tmp_path / "run" / "results.json").read_text())["stages"]
+    stages = json.loads((tmp_path / "run" / "results.json").read_text())["networks"]
     original, pruned = stages[0], next(stage for stage in stages if stage["name"] == "pruned")
     assert 0.495 * original["macs"] < pruned["macs"] <= 0.5 * original["macs"]
     network = gl.load_pruned(tmp_path / "run")
@@ -37,5 +37,5 @@ def test_the_first_command_begins_with_a_network_that_has_learned(tmp_path: Path
     overrides = "model=mobilenet_v2 budget=0.9 agent=random episodes=2 finetune.max_steps=0 trainer=cpu".split()
     outcome = run("search.py", [*overrides, f"hydra.run.dir={tmp_path / 'run'}"], tmp_path)
     assert outcome.code == 0, outcome.err
-    original, *_ = json.loads((tmp_path / "run" / "results.json").read_text())["stages"]
+    original, *_ = json.loads((tmp_path / "run" / "results.json").read_text())["networks"]
     assert original["top1"] > 95

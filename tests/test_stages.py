@@ -61,19 +61,19 @@ def test_stages_meet_the_budget_of_the_original(tiny: list[str], tmp_path: Path)
     assert outcome.code == 0, outcome.err
     first, last = (json.loads((at / "results.json").read_text()) for at in (folder / "stages" / "1", folder))
     assert (first["budget"], last["budget"]) == (0.5, 0.25)
-    original = last["stages"][0]
-    assert original["macs"] == first["stages"][0]["macs"]
+    original = last["networks"][0]
+    assert original["macs"] == first["networks"][0]["macs"]
     for results, budget in ((first, 0.5), (last, 0.25)):
-        for stage in results["stages"][1:]:
+        for stage in results["networks"][1:]:
             assert 0.9 * budget < stage["macs"] / original["macs"] <= budget
-    sizes = {stage["name"]: stage["macs"] for stage in last["stages"]}
+    sizes = {stage["name"]: stage["macs"] for stage in last["networks"]}
     assert sizes["pruned"] == sizes["fine-tuned"] == last["cost_values"]["used"]
     assert last["cost_values"]["original"] == original["macs"]
     plan, before = (PruningPlan.load(at / "plan.json") for at in (folder, folder / "stages" / "1"))
     for now, then in zip(plan.groups, before.groups, strict=True):
         assert set(now.kept) <= set(then.kept)
     network = gl.load_pruned(folder)
-    assert sum(parameter.numel() for parameter in network.parameters()) == last["stages"][-1]["params"]
+    assert sum(parameter.numel() for parameter in network.parameters()) == last["networks"][-1]["params"]
 
     (folder / "results.json").unlink()  # as if it had been killed in the last stage
     history, then = ((folder / at / "history.csv").stat().st_mtime_ns for at in ("stages/1", ""))

@@ -102,7 +102,7 @@ def test_a_search(runs: tuple[Path, dict[str, Outcome]]) -> None:
         *_, last = csv.DictReader(file)
     assert run.summary["search/best_reward"] == {"max": pytest.approx(float(last["best_reward"]))}
     assert run.summary["search/winner_reward"] == pytest.approx(results["reward"]["whole_split"])
-    for stage in results["stages"]:
+    for stage in results["networks"]:
         assert run.summary[f"macs/{stage['name']}"] == stage["macs"]
         assert run.summary[f"test_top1/{stage['name']}"] == pytest.approx(stage["top1"])
     assert run.artifacts["resnet20-digits"] == {*NETWORK, "report.html"}

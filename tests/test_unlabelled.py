@@ -73,7 +73,7 @@ def test_a_flat_folder_of_images_is_enough(runs: tuple[Path, list[Outcome]]) -> 
     assert search.code == 0, search.err
     results = results_of(folder / "flat")
     assert results["images"] == {"train": 30, "reward": 30, "test": 60}
-    top1 = {stage["name"]: stage["top1"] for stage in results["stages"]}
+    top1 = {stage["name"]: stage["top1"] for stage in results["networks"]}
     assert top1.pop("original") == 100 and {"pruned", "fine-tuned"} <= top1.keys() and max(top1.values()) < 100
     assert results["reward_top1_original"] == 100
     with (folder / "flat" / "history.csv").open(newline="") as file:
@@ -121,7 +121,7 @@ def test_held_out_images_are_said_in_every_table(runs: tuple[Path, list[Outcome]
     texts += [(folder / "more" / "README.md").read_text(), (folder / "sweep" / "comparison.md").read_text()]
     for text in texts:
         assert said in " ".join(text.split())
-    assert results_of(folder / "held")["stages"][0]["top1"] < 100
+    assert results_of(folder / "held")["networks"][0]["top1"] < 100
 
 
 def test_rewards_of_two_kinds_are_compared_in_two_tables(runs: tuple[Path, list[Outcome]]) -> None:

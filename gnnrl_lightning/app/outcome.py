@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from gnnrl_lightning.app.asked import Asked
@@ -37,9 +36,9 @@ class Outcome:
     plan: PruningPlan
     delivered: Delivered
     network: nn.Module
-    networks: dict[str, nn.Module]
-    sizes: dict[str, Tensor]
-    top1: dict[str, float]
+    networks: dict[str, nn.Module] = field(default_factory=dict)
+    sizes: dict[str, Tensor] = field(default_factory=dict)
+    top1: dict[str, float] = field(default_factory=dict)
     curve: Curve = field(default_factory=list)
 
 
@@ -61,7 +60,7 @@ def hand_on(asked: Asked, explored: Explored, clock: dict[str, float]) -> Outcom
     shown = partial(data.training_images, cfg.finish.batch_size, asked.run.device, evaluator.layout)
     delivered = deliver(evaluator, kept, cfg, shown, learns_on=tunes)
     opened = explored.opened
-    outcome = Outcome(plan, delivered, delivered.final.network, {}, {}, {})
+    outcome = Outcome(plan, delivered, delivered.final.network)
 
     test = partial(_test, outcome, asked)
     test("original", original, unpruned.full_widths())
@@ -69,12 +68,11 @@ def hand_on(asked: Asked, explored: Explored, clock: dict[str, float]) -> Outcom
         names = [group.name for group in problem.topology.groups]
         test("closed-form", evaluator.network(opened), widths_among(names, opened, unpruned))
     test("pruned", outcome.network, planned_widths(unpruned, plan))
-    write = rank_zero_only(save_pruned)
-    write(asked.run.folder, outcome.network, plan)
+    _save(asked, outcome)
     if delivered.finished:
         outcome.network = delivered.network
         test("finished", outcome.network)
-        write(asked.run.folder, outcome.network, plan)
+        _save(asked, outcome)
     clock["finetune"] = time.perf_counter()
     if tunes:
         checkpoint = asked.run.folder / "checkpoints" / "finetune.ckpt"
@@ -83,10 +81,16 @@ def hand_on(asked: Asked, explored: Explored, clock: dict[str, float]) -> Outcom
         outcome.curve = fit(network, data, cfg.finetune, "finetune", asked.run, checkpoint, teacher)
         checkpoint.unlink(missing_ok=True)  # another winner of this search must not go on from it
         test("fine-tuned", network)
-        write(asked.run.folder, network, plan)
+        _save(asked, outcome)
     agreed(None)  # the next stage reads what the first rank has written
     outcome.networks["pruned"] = outcome.network
     return outcome
+
+
+def _save(asked: Asked, outcome: Outcome) -> None:
+    """After every step, so that a run that is stopped leaves the best network so far."""
+    if asked.run.is_first:
+        save_pruned(asked.run.folder, outcome.network, outcome.plan)
 
 
 def _test(outcome: Outcome, asked: Asked, name: str, network: nn.Module, widths: Tensor | None = None) -> None:

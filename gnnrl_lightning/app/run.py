@@ -29,8 +29,8 @@ def has_ended(run: Run) -> bool:
     return settings_in(run.folder) | elsewhere == run.settings | elsewhere
 
 
-def begin(run: Run) -> None:
-    """Writes the run's settings; results of other settings go, since they would pass for the results of these."""
+def write_settings(run: Run) -> None:
+    """Writes `config.yaml` and removes results of other settings, which would pass for the results of these."""
     for name in ("results.json", "curves.json"):
         (run.folder / name).unlink(missing_ok=True)
     write_text(run.folder / "config.yaml", OmegaConf.to_yaml(run.settings))

@@ -7,25 +7,23 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from gnnrl_lightning.app.agent import check_stage, fit_agent, shaping
 from gnnrl_lightning.app.asked import ask
+from gnnrl_lightning.app.command import how_to_load
 from gnnrl_lightning.app.config import SearchConfig, typed
-from gnnrl_lightning.app.measured import results_of
 from gnnrl_lightning.app.outcome import hand_on
 from gnnrl_lightning.app.prepared import prepare
-from gnnrl_lightning.app.run import begin, has_ended, open_run
+from gnnrl_lightning.app.results import results_of
+from gnnrl_lightning.app.run import has_ended, open_run, write_settings
 from gnnrl_lightning.app.tracking import log_input, log_metrics, log_run, open_loggers
 from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.core.files import write_json
-from gnnrl_lightning.core.ranks import is_first
 from gnnrl_lightning.evaluation.protocol import Protocol
-from gnnrl_lightning.models.factory import ModelSpec
 from gnnrl_lightning.report.page import write_report
-from gnnrl_lightning.report.tables import stage_table
+from gnnrl_lightning.report.tables import network_table
 from gnnrl_lightning.searching.explore import explore
 from gnnrl_lightning.searching.results import curves
 from gnnrl_lightning.training.base import train_base
@@ -70,7 +68,8 @@ def _prune(config: DictConfig) -> float:
     asked = ask(run, cfg)
     clock = {"base": time.perf_counter()}
     prepared, agent = prepare(asked)
-    rank_zero_only(begin)(run)
+    if run.is_first:
+        write_settings(run)
     spec, data, original = asked.spec, asked.data, asked.original
     with open_loggers(run, "search") as logger:
         if asked.earlier is not None:
@@ -80,7 +79,7 @@ def _prune(config: DictConfig) -> float:
             program = str(asked.problem.prunable.unpruned.program)
             train_base(original, spec, program, data, cfg.base, run)
         clock["search"] = time.perf_counter()
-        evaluator = prepared.begin(run.device, data.eval_batch_size, cfg.trainer["precision"])
+        evaluator = prepared.make_evaluator(run.device, data.eval_batch_size, cfg.trainer["precision"])
         fit = partial(fit_agent, run=run, protocol=Protocol(cfg.reward))
         explored = explore(prepared, agent, evaluator, fit, shaping(run))
         clock["finish"] = time.perf_counter()
@@ -88,7 +87,7 @@ def _prune(config: DictConfig) -> float:
         clock["end"] = time.perf_counter()
         tested = {f"test_top1/{name}": top1 for name, top1 in outcome.top1.items()}
         log_metrics(logger, {"search/winner_reward": explored.reward} | tested)
-        if is_first():
+        if run.is_first:
             results = results_of(asked, explored, outcome, clock)
             write_json(folder / "results.json", results)
             if evaluator.curves:
@@ -97,12 +96,7 @@ def _prune(config: DictConfig) -> float:
             report = write_report(folder)
             tags = [f"{asked.problem.cost.name}-{cfg.budget:g}"]
             log_run(logger, folder, f"{spec.name}-{data.name}", tags)
-    if is_first():  # behind what the loggers say when they close
-        Console().print(stage_table(results))
-        log.info("report: %s\nthe network: %s", report, loading(spec, folder))
+    if run.is_first:  # behind what the loggers say when they close
+        Console().print(network_table(results))
+        log.info("report: %s\nthe network: %s", report, how_to_load(spec, folder))
     return explored.reward
-
-
-def loading(spec: ModelSpec, folder: Path) -> str:
-    """What to type for the pruned network; one of the user's own is built by the user."""
-    return f"gl.load_pruned({str(folder)!r}{', model=…' if spec.source == 'module' else ''})"

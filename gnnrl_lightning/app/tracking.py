@@ -121,9 +121,9 @@ def log_run(logger: list[Logger], folder: Path, name: str, aliases: Sequence[str
         if media:
             run.log(media)
         artifact = _artifact(folder, name)
-        for stage in artifact.metadata.get("stages", []):
-            # Beside test_top1/<stage>, so that a dashboard can draw accuracy against cost.
-            run.summary.update({f"{key}/{stage['name']}": stage[key] for key in ("macs", "params", "latency_ms")})
+        for row in artifact.metadata.get("networks", []):
+            # Beside test_top1/<network>, so that a dashboard can draw accuracy against cost.
+            run.summary.update({f"{key}/{row['name']}": row[key] for key in ("macs", "params", "latency_ms")})
         run.log_artifact(artifact, aliases=[f"run-{run.id}", *aliases])
         write_json(folder / _MADE_BY, {"project": run.project, "run": run.id, "artifact": artifact.name})
 

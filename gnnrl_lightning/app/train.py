@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import nn
 
 from gnnrl_lightning import data as data_modules
 from gnnrl_lightning.app.asked import data_of
-from gnnrl_lightning.app.command import command
+from gnnrl_lightning.app.command import command, how_to_load
 from gnnrl_lightning.app.config import TrainConfig, typed
 from gnnrl_lightning.app.export import check_formats, check_saved, export
 from gnnrl_lightning.app.run import open_run
-from gnnrl_lightning.app.search import loading
 from gnnrl_lightning.app.tracking import log_input, log_metrics, log_run, open_loggers
 from gnnrl_lightning.app.unlabelled import check_training, label
 from gnnrl_lightning.core.checks import UserError
@@ -103,9 +101,10 @@ def train(config: DictConfig) -> float:
         results = _write(asked, top1, curve)
         if stage == "finetune":
             log_run(logger, run.folder, f"{asked.spec.name}-{data.name}-fine-tuned")
-    rank_zero_only(Console().print)(top1_table(results))
+    if run.is_first:
+        Console().print(top1_table(results))
     if asked.plan is not None:
-        log.info("the network: %s", loading(asked.spec, run.folder))
+        log.info("the network: %s", how_to_load(asked.spec, run.folder))
     elif stage == "base":
         log.info("the weights: weights=%s", run.folder / f"{asked.spec.name}.safetensors")
     return top1["after"]["reward"]
@@ -187,15 +186,16 @@ def _write(asked: _Asked, top1: dict[str, dict[str, float]], curve: Curve) -> di
     }
     results |= {"top1": top1, "protocol": asdict(asked.protocol)}
     images = asked.data.tensors("reward", 8)[0][:]
-    exported = rank_zero_only(export)(model, images, asked.cfg.export, folder) or {}
-    if plan is not None and getattr(rank_zero_only, "rank", 0) == 0:
+    exported = export(model, images, asked.cfg.export, folder) if asked.run.is_first else {}
+    if plan is not None and asked.run.is_first:
         save_pruned(folder, model, plan)
         exported |= check_saved(model, asked.unpruned, images, folder)
         write_card(folder, plan, model, {name: of["test"] for name, of in top1.items()}, exported, asked.protocol)
     elif asked.stage == "base":
         save_weights(folder / f"{asked.spec.name}.safetensors", model)
     results |= {"recovery_curve": curve, "export": exported}
-    rank_zero_only(write_json)(folder / "results.json", results)
+    if asked.run.is_first:
+        write_json(folder / "results.json", results)
     return results
 
 

@@ -13,13 +13,13 @@ from gnnrl_lightning.core.checks import UserError
 Inputs = Any
 """A tensor [N, ...]; a tuple or list of positional arguments; or keyword arguments by name. Arguments may be nested.
 
-The images of a batch lie along the first dimension of every tensor; one whose first dimension is another is shared by
-all images.
+The images of a batch lie along the first dimension of every tensor; one whose first dimension is another than that of
+the first tensor with any is shared by all images.
 """
 
 
 def call(network: nn.Module, inputs: Inputs) -> Any:
-    """What the network gives."""
+    """Runs a network on inputs, which may be positional or keyword arguments; returns its outputs as they are."""
     args, kwargs = arguments(inputs)
     return network(*args, **kwargs)
 
@@ -57,7 +57,7 @@ def tensors_in(inputs: Inputs) -> list[Tensor]:
 
 def count(inputs: Inputs) -> int:
     """How many images there are."""
-    return len(tensors_in(inputs)[0])
+    return next(len(x) for x in tensors_in(inputs) if x.dim())
 
 
 def changed(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
@@ -107,12 +107,12 @@ def described(what: Any) -> Inputs:
 
 
 def repeated(inputs: Inputs, wanted: int) -> Inputs:
-    """So many images: the first ones, again from the first where there are no more."""
+    """A batch of `wanted` images: the first ones, and again from the first where there are no more."""
     return taken(inputs, torch.arange(wanted) % count(inputs))
 
 
 def drawn(inputs: Inputs, wanted: int, generator: torch.Generator) -> Inputs:
-    """So many images of normal noise; what is not of floating point numbers is taken from these."""
+    """A batch of `wanted` images of normal noise, on the CPU; integers and flags are taken from `inputs`."""
 
     def noise(x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=generator, dtype=torch.float32) if x.is_floating_point() else x

@@ -45,7 +45,7 @@ class Samples(Protocol):
 
     @property
     def varied(self) -> bool:
-        """Whether they say what others are like: not if all are the same, or there is one."""
+        """Whether statistics of them mean anything: false if all samples are the same, or there is one."""
 
     def __len__(self) -> int:
         """How many there are."""
@@ -66,7 +66,7 @@ class HeldInputs:
     Args:
         inputs: All of them as one batch.
         shared: Which of its tensors all samples share, in order; None: those whose first dimension is another than that
-            of the first tensor.
+            of the first tensor that has one.
     """
 
     def __init__(self, inputs: Inputs, shared: tuple[bool, ...] | None = None) -> None:
@@ -123,7 +123,7 @@ class HeldImages:
 
     @property
     def varied(self) -> bool:
-        """Whether they say what others are like: not if each is of one colour, or all are the same, or there is one."""
+        """Whether statistics of them mean anything: false if each image is of one colour, or all are the same."""
         flat = self.pixels.flatten(2)
         return bool((flat != flat[:, :, :1]).any()) and bool((self.pixels != self.pixels[:1]).any())
 

@@ -54,7 +54,7 @@ class Evaluator:
         self.judge = judge
         self.model = model.eval()
         # Now, before an importance puts a copy that it has trained in the network's place.
-        self.layout = judge.begin(self.model)
+        self.layout = judge.prepare(self.model)
         self._train = train[0].to(judge.device, memory_format=self.layout), train[1].to(judge.device)
         self.ranking = importance(self.model, task, *self._first(importance.images)).agreed()
         self.model = self.ranking.model or self.model

@@ -52,7 +52,7 @@ class Judge:
         """Two samples, as networks take them."""
         return self.samples[:2]
 
-    def begin(self, model: nn.Module) -> torch.memory_format:
+    def prepare(self, model: nn.Module) -> torch.memory_format:
         """Brings a network to the device, and the samples beside it, in the layout that is fastest for it.
 
         From now on the unpruned network may change: what it says of the samples is kept.

@@ -79,8 +79,7 @@ def _parted(model: nn.Module, batch: Any, name: str) -> tuple[Inputs, Any]:
         inputs = tuple(inputs)
     if isinstance(inputs, Mapping):
         inputs = _arguments(model, inputs, name)
-    tensors = tensors_in(inputs)
-    if not tensors or not tensors[0].dim():
+    if not any(x.dim() for x in tensors_in(inputs)):
         arrays = any(type(leaf).__module__ == "numpy" for leaf in pytree.tree_leaves(inputs))
         hint = "; convert arrays with torch.from_numpy" if arrays else ""
         raise UserError(f"the inputs of {name} are {_a(inputs)}; they must be tensors [N, ...]{hint}.")

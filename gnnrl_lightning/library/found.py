@@ -98,7 +98,7 @@ class Found:
         """
         # Imported here: matplotlib and Lightning take seconds.
         from gnnrl_lightning.report.page import write_report
-        from gnnrl_lightning.searching.results import curves, measured
+        from gnnrl_lightning.searching.results import curves, results_of_search
 
         folder, explored = self.save(folder), self.explored
         prepared, evaluator, judge = explored.prepared, explored.evaluator, explored.evaluator.judge
@@ -122,7 +122,7 @@ class Found:
             "protocol": asdict(Protocol(reward, images=said if reward != SCORE else "")),
             "images": counted,
             "seconds": {"networks tried": sum(float(row["seconds"]) for row in self.history)},
-            **measured(explored, self.delivered, networks, sizes, worth),
+            **results_of_search(explored, self.delivered, networks, sizes, worth),
             "export": {},
             "reward": {"best_seen": explored.module.best["reward"], "whole_split": self.rewards["pruned"]},
             "recovery_curve": [],

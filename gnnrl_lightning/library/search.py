@@ -139,7 +139,7 @@ def _search(
     task = prepared.task
     with quiet():
         agent = parts["agent"](task=task) if by_name(chosen["agent"]) else parts["agent"](task)
-    evaluator = prepared.begin(device, _EVAL_BATCH, score=score)
+    evaluator = prepared.make_evaluator(device, _EVAL_BATCH, score=score)
     fit = partial(fit_here, device=device, protocol=Protocol(SCORE if score else asked.reward))
     explored = explore(prepared, agent, evaluator, fit)
     kept = explored.evaluator.kept(explored.widths)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.problem.task import Cost, Task
+from gnnrl_lightning.settings import SearchSettings
 from gnnrl_lightning.topology import Topology
 
 Evaluate = Callable[[Tensor], float]
@@ -50,7 +51,7 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         cost: Cost,
         budget: float,
         evaluate: Evaluate,
-        max_steps: int = 5,
+        max_steps: int = SearchSettings.max_steps,
         full_cost: int | None = None,
     ):
         self.topology = topology

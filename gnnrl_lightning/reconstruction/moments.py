@@ -90,6 +90,22 @@ def ridged(inner: Tensor, gram: Tensor, ridge: float) -> Tensor:
     return inner + torch.diag_embed(ridge * diagonal + min(ridge, _FLOOR) * least)
 
 
+def factored(matrix: Tensor) -> Tensor:
+    """The lower Cholesky factor of symmetric matrices [..., D, D] without negative eigenvalues.
+
+    Rounding leaves some below zero where inputs hardly vary about a large mean; these get as much more on the diagonal
+    as it takes.
+    """
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if not failed.any():
+        return factor
+    more = torch.finfo(matrix.dtype).eps * matrix.abs().amax((-2, -1), keepdim=True)
+    while failed.any() and more.isfinite().all():
+        factor, failed = torch.linalg.cholesky_ex(matrix + more * torch.eye(matrix.shape[-1]).to(matrix))
+        more = 10 * more
+    return factor
+
+
 def taken_up(gram: Tensor, weight: Tensor, kept: Tensor, gone: Tensor, ridge: float) -> Tensor:
     """What the columns that stay take over, W_R G_RP (G_PP + λ diag G_PP)⁻¹, [blocks, R, kept].
 
@@ -103,7 +119,7 @@ def taken_up(gram: Tensor, weight: Tensor, kept: Tensor, gone: Tensor, ridge: fl
     rows = gram.gather(1, kept.unsqueeze(2).expand(-1, -1, gram.shape[2]))  # [blocks, kept, D]
     inner = rows.gather(2, kept.unsqueeze(1).expand(-1, kept.shape[1], -1))
     across = rows.gather(2, gone.unsqueeze(1).expand(-1, kept.shape[1], -1))
-    factor = torch.linalg.cholesky(ridged(inner, gram, ridge))
+    factor = factored(ridged(inner, gram, ridge))
     return torch.cholesky_solve(across @ columns_at(weight, gone).mT, factor).mT
 
 

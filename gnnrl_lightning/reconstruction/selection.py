@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gnnrl_lightning.reconstruction.moments import Moments, ridged
+from gnnrl_lightning.reconstruction.moments import Moments, factored, ridged
 from gnnrl_lightning.reconstruction.statistics import Statistics
 from gnnrl_lightning.topology import Topology
 
@@ -68,7 +68,7 @@ class _Refitted:
         """The error at widths 0 to all, when channels go in this order, [width + 1]."""
         sorted_ = self.of(order.flip(0))
         # The moments of the group's columns, given all others that the reader reads, which stay.
-        factor = torch.linalg.cholesky(torch.linalg.inv(sorted_.inverse))
+        factor = factored(torch.linalg.inv(sorted_.inverse))
         errors = ((sorted_.energy @ factor) * factor).sum(1)
         each = errors.unflatten(1, (len(order), self.size)).sum((0, 2))
         return _from_tail(each)
@@ -149,7 +149,7 @@ class Selection:
         if refitted and not moments.tells:
             energy = energy * moments.share
         elif refitted and moments.ridge is not None:
-            factor = torch.linalg.cholesky(ridged(moments.gram, moments.gram, moments.ridge))
+            factor = factored(ridged(moments.gram, moments.gram, moments.ridge))
             inverse, energy = torch.cholesky_inverse(factor), energy * moments.optimism
         for group in owner[owner >= 0].unique().tolist():
             rows = [(owner[b] == group).nonzero().flatten() for b in range(reader.blocks)]

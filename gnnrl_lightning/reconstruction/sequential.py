@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from gnnrl_lightning.core.samples import Samples
 from gnnrl_lightning.pruning.program import Walk, masked, tensors_of
 from gnnrl_lightning.reconstruction.memory import GIB
-from gnnrl_lightning.reconstruction.moments import Moments, columns_at, ridged, scattered
+from gnnrl_lightning.reconstruction.moments import Moments, columns_at, factored, ridged, scattered
 from gnnrl_lightning.reconstruction.readers import bound, tensor_name, weight_of
 from gnnrl_lightning.reconstruction.refit import columns_of, refit
 from gnnrl_lightning.reconstruction.statistics import Statistics
@@ -138,7 +138,7 @@ class _Sweep:
             gram -= mean.unsqueeze(2) * mean.unsqueeze(1)
             products -= wanted_mean.unsqueeze(2) * mean.unsqueeze(1)
         base = columns_at(now, kept)
-        factor = torch.linalg.cholesky(ridged(gram, gram, max(RIDGE, moments.ridge or 0)))
+        factor = factored(ridged(gram, gram, max(RIDGE, moments.ridge or 0)))
         solution = base + torch.cholesky_solve((products - base @ gram).mT, factor).mT
         if not solution.isfinite().all():
             return

@@ -119,8 +119,8 @@ def _as_typed(run: Run, name: str, others: list[Run]) -> list[str]:
 
 def _top1(item: tuple[str, list[Run]]) -> float:
     """Sort key: the mean top-1 of a method's final networks on the test images."""
-    known = [stage["top1"] for run in item[1] for stage in run.results["stages"][-1:] if stage["top1"] is not None]
-    return float(np.mean(known)) if known else -np.inf
+    found = [row["top1"] for run in item[1] for row in run.results["networks"][-1:] if row["top1"] is not None]
+    return float(np.mean(found)) if found else -np.inf
 
 
 def _by_choice(methods: dict[str, list[Run]], part: str) -> list[str]:

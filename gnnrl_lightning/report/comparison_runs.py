@@ -64,10 +64,10 @@ class Run:
         """What its rewards and accuracies are."""
         return Protocol.of(self.results)
 
-    def top1(self, stage: str) -> float | None:
+    def top1(self, network: str) -> float | None:
         """Accuracy on the test images in %: of the network `original`, `pruned` or `fine-tuned`, None if untested."""
-        values = {each["name"]: each["top1"] for each in self.results["stages"]}
-        return values.get(stage)
+        values = {each["name"]: each["top1"] for each in self.results["networks"]}
+        return values.get(network)
 
 
 def running_best(history: Path) -> np.ndarray:

@@ -16,12 +16,12 @@ from gnnrl_lightning.report.tables import (
     SPEED_COLUMNS,
     check_columns,
     check_rows,
+    network_columns,
+    network_rows,
     recovery_columns,
     recovery_rows,
     settings_of,
     speed_rows,
-    stage_columns,
-    stage_rows,
     tested,
 )
 
@@ -50,8 +50,8 @@ def write_report(folder: Path) -> Path:
         levels=levels_line(record.results),
         weights=weights_line(record.results),
         finish=finish_line(record.results),
-        stage_columns=stage_columns(record.results),
-        stages=stage_rows(record.results),
+        network_columns=network_columns(record.results),
+        networks=network_rows(record.results),
         speed_columns=SPEED_COLUMNS,
         speeds=speed_rows(record.results),
         check_columns=check_columns,
@@ -73,7 +73,7 @@ def write_report(folder: Path) -> Path:
 
 def _changes(results: dict[str, Any]) -> list[dict[str, str]]:
     """The headline: what each quantity was, what it is now, and the difference in words."""
-    first, *_, last = results["stages"]
+    first, *_, last = results["networks"]
     size = results["weight_bytes"]
     return [
         _worth(results, first, last),

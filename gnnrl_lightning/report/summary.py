@@ -13,7 +13,7 @@ _WEIGHTS = {
 
 
 def summary(results: dict[str, Any]) -> list[str]:
-    """What stands below the table of stages: the budget, the levels of the reward, where the weights come from."""
+    """What stands below the table of networks: the budget, the levels of the reward, where the weights come from."""
     lines = (budget_line(results), levels_line(results), weights_line(results), finish_line(results))
     return [line for line in lines if line is not None]
 

@@ -21,7 +21,7 @@ SPEED_COLUMNS = (
 
 SETTINGS = ("model", "data", "agent", "importance", "recovery", "cost", "budget", "reward", "reward_split", "seed")
 
-STAGES = ("original", "pruned", "finished", "fine_tuned")
+NETWORKS = ("original", "pruned", "finished", "fine_tuned")
 """Networks that a search may measure, as columns name them."""
 
 SWEPT = ("model", "data", "method", *SETTINGS[2:])
@@ -36,29 +36,27 @@ def settings_of(results: dict[str, Any]) -> dict[str, Any]:
 
 def tested(results: dict[str, Any]) -> bool:
     """Whether accuracies on test images are known; a search from Python has rewards alone."""
-    return "reward" not in results["stages"][0]
+    return "reward" not in results["networks"][0]
 
 
-def stage_columns(results: dict[str, Any]) -> tuple[str, ...]:
-    """Head of the table of stages."""
+def network_columns(results: dict[str, Any]) -> tuple[str, ...]:
+    """Head of the table of networks."""
     worth = f"{Protocol.of(results).accuracy} %" if tested(results) else "reward"
     return "network", worth, "MMACs", "parameters, M", f"latency, ms ({TIMES})"
 
 
-def stage_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Cells of the table of stages, one row per stage in the order of `stage_columns`."""
-    original = results["stages"][0]
+def network_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Cells of the table of networks, one row for each in the order of `network_columns`."""
+    original = results["networks"][0]
     return [
         (
-            stage["name"],
-            fixed(stage["top1"], 2) if tested(results) else Protocol.of(results).text(stage["reward"]),
-            f"{millions(stage['macs'])} ({percent(stage['macs'] / original['macs'])})",
-            f"{millions(stage['params'])} ({percent(stage['params'] / original['params'])})",
-            MISSING
-            if stage["latency_ms"] is None
-            else f"{fixed(stage['latency_ms'], 2)} ({faster(stage['latency_ratio'])})",
+            row["name"],
+            fixed(row["top1"], 2) if tested(results) else Protocol.of(results).text(row["reward"]),
+            f"{millions(row['macs'])} ({percent(row['macs'] / original['macs'])})",
+            f"{millions(row['params'])} ({percent(row['params'] / original['params'])})",
+            MISSING if row["latency_ms"] is None else f"{fixed(row['latency_ms'], 2)} ({faster(row['latency_ratio'])})",
         )
-        for stage in results["stages"]
+        for row in results["networks"]
     ]
 
 
@@ -109,7 +107,7 @@ def recovery_rows(curve: list[dict[str, float]]) -> list[tuple[str, ...]]:
     return [(f"{point['images']:,.0f}", fixed(point["top1"], 2)) for point in curve]
 
 
-def stage_table(results: dict[str, Any]) -> Table:
+def network_table(results: dict[str, Any]) -> Table:
     """The table at the end of a search: the network before, after pruning and after fine-tuning."""
     table = Table(
         title=escape(f"{results['model']} on {results['data']}"),
@@ -117,9 +115,9 @@ def stage_table(results: dict[str, Any]) -> Table:
         title_style="bold",
         caption_style="",
     )
-    for column in stage_columns(results):
+    for column in network_columns(results):
         table.add_column(column, justify="left" if column == "network" else "right")
-    for row in stage_rows(results):
+    for row in network_rows(results):
         table.add_row(*row)
     return table
 
@@ -151,8 +149,8 @@ def sweep_jobs(folder: Path) -> dict[Path, dict[str, Any] | None]:
     read = {
         job: json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None for job, file in files.items()
     }
-    # What a train.py wrote has no stages.
-    return {job: results for job, results in read.items() if results is None or "stages" in results}
+    # What a train.py wrote compares no networks.
+    return {job: results for job, results in read.items() if results is None or "networks" in results}
 
 
 def named_settings(job: Path) -> dict[str, str]:
@@ -205,9 +203,9 @@ def sweep_table(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         cells = [MISSING if row[name] is None else escape(str(row[name])) for name in varied]
         if row["status"] == "failed":
-            cells += ["[bold red]failed[/]", *[MISSING] * (len(STAGES) + 2)]
+            cells += ["[bold red]failed[/]", *[MISSING] * (len(NETWORKS) + 2)]
         else:
-            cells += [fixed(row[f"top1_{stage}"], 2) for stage in STAGES]
+            cells += [fixed(row[f"top1_{name}"], 2) for name in NETWORKS]
             cells += [
                 fixed(row["cost_percent"], 1),
                 fixed(row["params_percent"], 1),
@@ -229,11 +227,11 @@ def _sweep_row(job: Path, results: dict[str, Any] | None, sweep: Path) -> dict[s
         "latency_ratio",
     )
     row: dict[str, Any] = {"folder": job.relative_to(sweep).as_posix(), "status": "failed"}
-    row |= dict.fromkeys([*SWEPT, *(f"top1_{stage}" for stage in STAGES), *numbers])
+    row |= dict.fromkeys([*SWEPT, *(f"top1_{name}" for name in NETWORKS), *numbers])
     row |= {"accuracy": None, "notes": ""}
     if results is None:
         return row | named_settings(job)
-    original, *_, last = results["stages"]
+    original, *_, last = results["networks"]
     cost = results["cost_values"]
     return (
         row
@@ -248,7 +246,7 @@ def _sweep_row(job: Path, results: dict[str, Any] | None, sweep: Path) -> dict[s
 
 
 def _accuracies(results: dict[str, Any]) -> dict[str, float]:
-    return {f"top1_{stage['name'].replace('-', '_')}": stage["top1"] for stage in results["stages"]}
+    return {f"top1_{row['name'].replace('-', '_')}": row["top1"] for row in results["networks"]}
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

@@ -29,7 +29,7 @@ class SearchProgress(Bar):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draws the bar."""
         assert isinstance(pl_module, SearchModule)
-        self.begin(trainer, "search", "episodes", pl_module.episodes, len(pl_module.history))
+        self.start(trainer, "search", "episodes", pl_module.episodes, len(pl_module.history))
         pl_module.on_reward = self.show
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

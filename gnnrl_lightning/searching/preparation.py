@@ -46,19 +46,19 @@ class Preparation:
 
     @cached_property
     def task(self) -> Task:
-        """What agents may know; scores and plans of it once the search has begun."""
+        """What agents may know; its scores and plans are there once `make_evaluator` was called."""
         prunable, settings = self.problem.prunable, self.settings
         closed_form = None
         if uses_closed_form(settings, self.importance):
             closed_form = Reconstruction(prunable.model, prunable.topology, self.training[0], settings.refit)
         return self.env.task(
-            lambda: self._begun().ranking.scores,
+            self._scores,
             self.episodes,
             reconstruction=closed_form,
-            plans=(lambda: self._begun().plans) if settings.start == "closed_form" else None,
+            plans=self._plans if settings.start == "closed_form" else None,
         )
 
-    def begin(
+    def make_evaluator(
         self, device: torch.device, batch_size: int, precision: str = "32-true", score: Score | None = None
     ) -> Evaluator:
         """Ranks the channels of the trained network; rewards can be taken from now on.
@@ -78,9 +78,13 @@ class Preparation:
         self.env.evaluate = self._evaluator
         return self._evaluator
 
-    def _begun(self) -> Evaluator:
-        assert self._evaluator is not None, "scores and plans are known once the search has begun"
-        return self._evaluator
+    def _scores(self) -> list[Tensor]:
+        assert self._evaluator is not None, "scores are known once there is an evaluator"
+        return self._evaluator.ranking.scores
+
+    def _plans(self) -> dict[str, Tensor]:
+        assert self._evaluator is not None, "plans are known once there is an evaluator"
+        return self._evaluator.plans
 
 
 def uses_closed_form(settings: SearchSettings, importance: Importance) -> bool:

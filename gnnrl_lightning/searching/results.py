@@ -15,7 +15,7 @@ from gnnrl_lightning.searching.explore import Explored
 from gnnrl_lightning.topology import Topology
 
 
-def measured(
+def results_of_search(
     explored: Explored,
     delivered: Delivered,
     networks: dict[str, nn.Module],
@@ -29,7 +29,7 @@ def measured(
         delivered: What was made of its winner.
         networks: `original` and `pruned`, as it is handed on; that of the closed-form plan, if it was measured.
         sizes: Their widths among all groups of the original, [G].
-        worth: What each stage is worth, see `stages`.
+        worth: What each is worth, see `network_numbers`.
     """
     prepared, evaluator, history = explored.prepared, explored.evaluator, explored.module.history
     problem, env, device = prepared.problem, prepared.env, evaluator.judge.device
@@ -49,7 +49,7 @@ def measured(
         "trained_copy": evaluator.ranking.model is not None,
         "episodes": len(history),
         "evaluations": sum(not row["cached"] for row in history),
-        "stages": stages(problem.prunable.unpruned, worth, latencies),
+        "networks": network_numbers(problem.prunable.unpruned, worth, latencies),
         "speed": {name: [asdict(batch[name]) for batch in times] for name in ("original", "pruned")},
         "layout": "channels last" if evaluator.layout == torch.channels_last else "contiguous",
         "weight_bytes": {name: weight_bytes(networks[name]) for name in ("original", "pruned")},
@@ -63,24 +63,24 @@ def measured(
     }
 
 
-def stages(
+def network_numbers(
     topology: Topology, worth: dict[str, dict[str, float | None]], measured: dict[str, tuple[Tensor, float]]
 ) -> list[dict[str, Any]]:
-    """One row a stage: the original network, that of the closed-form plan, the pruned one, and what became of it.
+    """One row a network: the original, that of the closed-form plan, the pruned one, and what became of it.
 
     Args:
         topology: Of the original, for the closed-form cost.
-        worth: What each stage is worth: `top1`, its accuracy in % on test images, and whatever else is known.
-        measured: Widths [G] and latency in milliseconds of `original`, `closed-form` and `pruned`; stages of other
-            names are of the pruned network.
+        worth: What each is worth: `top1`, its accuracy in % on test images, and whatever else is known.
+        measured: Widths [G] and latency in milliseconds of `original`, `closed-form` and `pruned`; those of other
+            names have the widths of `pruned`.
     """
     rows = []
-    for name, known in worth.items():
+    for name, numbers in worth.items():
         widths, latency = measured.get(name, measured["pruned"])
         rows.append(
             {
                 "name": name,
-                **known,
+                **numbers,
                 "macs": int(topology.macs(widths)),
                 "params": int(topology.parameters(widths)),
                 "latency_ms": latency,

@@ -188,7 +188,7 @@ def read_program(model: nn.Module, example: Inputs) -> Program:
 def _check_example(model: nn.Module, example: Inputs) -> None:
     tensors = tensors_in(example)
     floating = any(each.is_floating_point() for each in tensors)
-    if not floating or not all(each.dim() for each in tensors[:1]) or not count(example):
+    if not floating or not any(each.dim() for each in tensors) or not count(example):
         what = f"{tensors[0].dtype} of shape {_shapes(example)}" if tensors else f"a {type(example).__name__}"
         raise UserError(
             f"the example input is {what}; it must be a batch of at least one image of floating point numbers, e.g. "

@@ -19,7 +19,7 @@ class Bar(L.Callback):
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
-    def begin(self, trainer: L.Trainer, name: str, unit: str, total: int, done: int = 0) -> None:
+    def start(self, trainer: L.Trainer, name: str, unit: str, total: int, done: int = 0) -> None:
         """Draws the bar.
 
         Args:
@@ -74,7 +74,7 @@ class FitProgress(Bar):
         """Draws the bar, once the images say how many steps there are."""
         assert isinstance(pl_module, SupervisedModule)
         self._loss = ""
-        self.begin(trainer, f"training {pl_module.stage}", "steps", pl_module.steps, trainer.global_step)
+        self.start(trainer, f"training {pl_module.stage}", "steps", pl_module.steps, trainer.global_step)
         self.show(trainer.global_step, self._state(pl_module))
 
     def on_train_batch_end(

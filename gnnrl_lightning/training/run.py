@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 
 from gnnrl_lightning.training.checkpoints import select
 
@@ -52,6 +53,11 @@ class Run:
     def ranks(self) -> int:
         """How many processes train and search together."""
         return self._bare().world_size
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the files and prints: the first of those that are or will be joined."""
+        return getattr(rank_zero_only, "rank", 0) == 0
 
     def join(self) -> None:
         """Starts the processes that train and search together and connects them, where there are several; once."""

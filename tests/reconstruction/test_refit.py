@@ -7,7 +7,7 @@ import torch
 from closed_forms import closed_forms, error, pictures
 from torch import Tensor, nn
 
-from gnnrl_lightning.reconstruction.moments import Moments
+from gnnrl_lightning.reconstruction.moments import Moments, factored
 from gnnrl_lightning.reconstruction.refit import refit
 
 
@@ -207,6 +207,29 @@ def test_weights_that_are_not_finite_are_one_sentence() -> None:
     model[2].weight.data[0, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"^2.weight of the network has values that are not finite; load other"):
         _ = closed_forms(model, pictures(4)).statistics
+
+
+def test_inputs_that_hardly_vary_about_a_large_mean_are_no_crash() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.Conv2d(32, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    )  # fmt: skip
+    model[1].weight.data.fill_(1e-9)
+    model[1].bias.data.uniform_(1, 2)
+    found = closed_forms(model, pictures(100))
+    assert all(sorted(order.tolist()) == list(range(len(order))) for order in found.orders)
+    kept = [list(range(0, 32, 2))] * 2
+    assert error(found, kept, found.values(kept), pictures(20, seed=1)) < float("inf")
+
+
+@pytest.mark.parametrize("least", [1e-3, 0.0, -1e-12])
+def test_a_factor_is_of_the_matrix_or_of_the_nearest_that_has_one(least: float) -> None:
+    torch.manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64)).Q
+    matrix = basis @ torch.diag(torch.tensor([1.0, 1, 1, 1, least, least], dtype=torch.float64)) @ basis.mT
+    factor = factored(matrix.unsqueeze(0))[0]
+    assert float((factor @ factor.mT - matrix).abs().max()) <= 20 * abs(min(least, 0)) + 1e-14
 
 
 def test_too_little_memory_is_one_sentence() -> None:

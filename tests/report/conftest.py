@@ -97,7 +97,7 @@ def make_run() -> MakeRun:
             "episodes": len(rewards),
             "evaluations": len(rewards),
             "seconds": {"base": 1.5, "search": 75.0, "finetune": 3700.0},
-            "stages": [
+            "networks": [
                 {
                     "name": "original",
                     "top1": 93.31,

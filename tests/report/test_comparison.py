@@ -37,12 +37,14 @@ def sweep(tmp_path: Path, make_run: MakeRun) -> Path:
             method="gnnrl",
             seed=seed,
             reward={"best_seen": max(rewards), "whole_split": whole},
-            stages=top1(80 + seed, 90 + 2 * seed),
+            networks=top1(80 + seed, 90 + 2 * seed),
             seconds={"search": 70.0 + 10 * seed},
         )
-    make_run(folder / "3", (-60.0, -50.0), method="random", agent="random", seed=0, stages=top1(50, 60))
-    make_run(folder / "4", (-70.0, -46.0, -40.0, -30.0), method="random", agent="random", seed=1, stages=top1(60, None))
-    make_run(folder / "5", (-36.5,), method="uniform", agent="uniform", seed=0, stages=top1(64.5, 83))
+    make_run(folder / "3", (-60.0, -50.0), method="random", agent="random", seed=0, networks=top1(50, 60))
+    make_run(
+        folder / "4", (-70.0, -46.0, -40.0, -30.0), method="random", agent="random", seed=1, networks=top1(60, None)
+    )
+    make_run(folder / "5", (-36.5,), method="uniform", agent="uniform", seed=0, networks=top1(64.5, 83))
     (folder / "6" / ".hydra").mkdir(parents=True)
     (folder / "6" / ".hydra" / "overrides.yaml").write_text("- method=random\n- seed=2\n- episodes=4\n")
     return folder

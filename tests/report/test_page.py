@@ -90,9 +90,9 @@ def test_every_group_is_listed_and_names_are_escaped(tmp_path: Path, make_run: M
 
 
 def test_a_run_without_test_images_says_so(tmp_path: Path, make_run: MakeRun) -> None:
-    stage = {"top1": None, "macs": 10, "params": 10, "latency_ms": None, "latency_ratio": None}
-    stages = [{"name": name, **stage} for name in ("original", "pruned", "fine-tuned")]
-    _, text = read(write_report(make_run(tmp_path, stages=stages, images={"train": 5, "reward": 5, "test": 0})))
+    numbers = {"top1": None, "macs": 10, "params": 10, "latency_ms": None, "latency_ratio": None}
+    networks = [{"name": name, **numbers} for name in ("original", "pruned", "fine-tuned")]
+    _, text = read(write_report(make_run(tmp_path, networks=networks, images={"train": 5, "reward": 5, "test": 0})))
     assert "not tested" in text and "not measured" in text
     assert "test images" not in text
 
@@ -100,10 +100,10 @@ def test_a_run_without_test_images_says_so(tmp_path: Path, make_run: MakeRun) ->
 def test_what_was_learned_without_labels_and_where_the_search_began_stand_below(
     tmp_path: Path, make_run: MakeRun
 ) -> None:
-    stage = {"top1": 80.0, "macs": 10, "params": 10, "latency_ms": 1.0, "latency_ratio": 1.0}
-    stages = [{"name": name, **stage} for name in ("original", "closed-form", "pruned", "finished")]
+    numbers = {"top1": 80.0, "macs": 10, "params": 10, "latency_ms": 1.0, "latency_ratio": 1.0}
+    networks = [{"name": name, **numbers} for name in ("original", "closed-form", "pruned", "finished")]
     finish = {"error": [0.3, 0.12], "divergence": [0.5, 0.25]}
-    _, text = read(write_report(make_run(tmp_path, stages=stages, finish=finish)))
+    _, text = read(write_report(make_run(tmp_path, networks=networks, finish=finish)))
     assert "Finished: divergence from the unpruned network 0.500 to 0.250 nats, error of the activations 30.0 %" in text
     assert "Closed-form: the best plan of the error curves" in text
 

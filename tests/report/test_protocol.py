@@ -19,7 +19,7 @@ from gnnrl_lightning.report.figures import cost_figure, lowest_shown, reward_fig
 from gnnrl_lightning.report.page import write_report
 from gnnrl_lightning.report.record import read_record
 from gnnrl_lightning.report.recovery_figure import recovery_figure
-from gnnrl_lightning.report.tables import stage_table, sweep_rows, sweep_table, top1_table
+from gnnrl_lightning.report.tables import network_table, sweep_rows, sweep_table, top1_table
 
 MakeRun = Callable[..., Path]
 MINUS = "\N{MINUS SIGN}"
@@ -90,7 +90,7 @@ def test_agreement_is_no_accuracy(tmp_path: Path, make_run: MakeRun) -> None:
     folder = make_run(tmp_path / "0", REWARDS, recovery_curve=curve, **(KL | UNLABELLED))
     results = json.loads((folder / "results.json").read_text())
     note = "Agreement with the unpruned network: "
-    table = printed(stage_table(results))
+    table = printed(network_table(results))
     assert "agreement %" in table and note in table and "top-1" not in table
     of_training = results | {"top1": {"after": {"reward": 90.0, "test": 89.0}}}
     assert "test agreement %" in printed(top1_table(of_training)) and note in printed(top1_table(of_training))

@@ -12,8 +12,8 @@ from gnnrl_lightning.report.summary import budget_line, finish_line, levels_line
 from gnnrl_lightning.report.tables import (
     check_columns,
     check_rows,
-    stage_rows,
-    stage_table,
+    network_rows,
+    network_table,
     sweep_rows,
     sweep_table,
 )
@@ -33,7 +33,7 @@ def results_of(folder: Path) -> dict[str, Any]:
 
 
 def test_stage_table_says_what_changed_and_what_was_allowed(tmp_path: Path, make_run: MakeRun) -> None:
-    text = printed(stage_table(results_of(make_run(tmp_path))), width=80)
+    text = printed(network_table(results_of(make_run(tmp_path))), width=80)
     assert "budget 0.50: 50.0 of 100.0 MMACs allowed, 50.0 used" in text
     fine_tuned = next(line for line in text.splitlines() if "fine-tuned" in line)
     cells = [cell.strip() for cell in fine_tuned.split("│")]
@@ -62,7 +62,7 @@ def test_the_levels_are_worded_as_the_rewards(tmp_path: Path, make_run: MakeRun)
     results = results_of(make_run(tmp_path, (-12.5, -9.25), levels={"uniform": -16.0, "closed_form": -13.7}))
     line = levels_line(results)
     assert line == f"reward: uniform {MINUS}16.00 %, closed form {MINUS}13.70 %, best {MINUS}9.25 %"
-    assert line in printed(stage_table(results), width=80)
+    assert line in printed(network_table(results), width=80)
     nats = results | {"protocol": {"reward": "kl"}, "levels": {"uniform": -0.154}, "reward": {"best_seen": -0.0871}}
     assert levels_line(nats) == f"reward: uniform {MINUS}0.1540 nats, best {MINUS}0.0871 nats"
 
@@ -89,7 +89,7 @@ def test_the_table_says_where_the_weights_come_from(
 ) -> None:
     results = results_of(make_run(tmp_path, weights={"from": made, "rewards": rewards}))
     assert weights_line(results) == text
-    assert text in printed(stage_table(results))
+    assert text in printed(network_table(results))
 
 
 def test_a_run_that_is_older_than_the_closed_forms_has_its_budget_alone(tmp_path: Path, make_run: MakeRun) -> None:
@@ -107,14 +107,14 @@ def test_the_check_of_a_budget_compares_the_ratios(full_run: Path) -> None:
 
 def test_what_was_not_measured_is_a_dash(tmp_path: Path, make_run: MakeRun) -> None:
     results = results_of(make_run(tmp_path))
-    for stage in results["stages"]:
+    for stage in results["networks"]:
         stage |= {"top1": None, "latency_ms": None, "latency_ratio": None}
-    assert {row[1] for row in stage_rows(results)} == {"\N{EN DASH}"}
-    assert {row[4] for row in stage_rows(results)} == {"\N{EN DASH}"}
+    assert {row[1] for row in network_rows(results)} == {"\N{EN DASH}"}
+    assert {row[4] for row in network_rows(results)} == {"\N{EN DASH}"}
 
 
 def test_names_with_brackets_are_not_markup(tmp_path: Path, make_run: MakeRun) -> None:
-    assert "net[bold] on digits" in printed(stage_table(results_of(make_run(tmp_path, model="net[bold]"))))
+    assert "net[bold] on digits" in printed(network_table(results_of(make_run(tmp_path, model="net[bold]"))))
 
 
 @pytest.fixture

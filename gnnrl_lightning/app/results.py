@@ -11,7 +11,7 @@ from gnnrl_lightning.evaluation.measure import test_top1
 from gnnrl_lightning.evaluation.protocol import Protocol
 from gnnrl_lightning.report.card import write_card
 from gnnrl_lightning.searching.explore import Explored
-from gnnrl_lightning.searching.results import durations, measured
+from gnnrl_lightning.searching.results import durations, results_of_search
 from gnnrl_lightning.topology.outline import write_layers
 
 
@@ -43,7 +43,7 @@ def results_of(asked: Asked, explored: Explored, outcome: Outcome, clock: dict[s
         "protocol": asdict(protocol),
         "images": {name: len(split.labels) for name, split in data.splits.items()},
         "seconds": seconds | {"search": round(seconds["search"] + module.seconds_before, 1)},
-        **measured(explored, outcome.delivered, outcome.networks, outcome.sizes, worth),
+        **results_of_search(explored, outcome.delivered, outcome.networks, outcome.sizes, worth),
         "export": exported,
         "reward": {"best_seen": module.best["reward"], "whole_split": explored.reward},
         "reward_top1_original": original_top1,
