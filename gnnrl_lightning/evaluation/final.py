@@ -13,9 +13,10 @@ from gnnrl_lightning.core.inputs import Inputs, arguments_by_name, call, tensors
 from gnnrl_lightning.core.ranks import agreed
 from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.reward import divergence
+from gnnrl_lightning.pruning.compare import relative_error
 from gnnrl_lightning.pruning.program import tensors_of
 from gnnrl_lightning.pruning.rewrite import rewrite
-from gnnrl_lightning.pruning.verify import relative_error, verified
+from gnnrl_lightning.pruning.verify import verified
 from gnnrl_lightning.reconstruction.finish import finish, targets
 from gnnrl_lightning.settings import FinishConfig, SearchSettings
 

@@ -10,7 +10,7 @@ from gnnrl_lightning.core.samples import Samples
 from gnnrl_lightning.importance.ranking import Ranking
 from gnnrl_lightning.problem.task import Task
 from gnnrl_lightning.topology import Topology
-from gnnrl_lightning.topology.trace import Program
+from gnnrl_lightning.topology.program import Program
 
 
 class BatchNormScale:

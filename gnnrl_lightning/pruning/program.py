@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from gnnrl_lightning.core.inputs import Inputs
 from gnnrl_lightning.topology import Topology
-from gnnrl_lightning.topology.trace import Program
+from gnnrl_lightning.topology.program import SIZE, Program
 
 Layer = Callable[[Tensor], Any]
 """An operation as a function of the activation whose channels it reads."""
@@ -56,7 +56,7 @@ def run(
     tensors: Mapping[str, Tensor],
     topology: Topology,
     inputs: Inputs,
-    read: Read,
+    read: Read | None = None,
     restricted: Restricted | None = None,
 ) -> list[Any]:
     """Runs a network, and lets the caller have a hand in whatever reads channels.
@@ -65,7 +65,7 @@ def run(
         tensors: Parameters and buffers by name, where the inputs are.
         topology: The network.
         inputs: A batch of inputs.
-        read: Computes every operation that reads channels.
+        read: Computes every operation that reads channels; None: as it is.
         restricted: Computes those that normalise or reduce over channels; None: they see all of them.
 
     Returns:
@@ -203,6 +203,8 @@ def _result(
         assert feed is not None
         value = feed[node.name]
         return value.clone() if isinstance(value, Tensor) else value  # operations in place are part of programs
+    if SIZE in node.meta and program.fixed:
+        return node.meta["val"]
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
     assert callable(node.target)
     if Program.operation(node) == "sym_size":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from gnnrl_lightning.topology.label_vectors import varies
-from gnnrl_lightning.topology.trace import Program
+from gnnrl_lightning.topology.program import Program
 
 if TYPE_CHECKING:
     from gnnrl_lightning.pruning.rewrite import Rewriter

@@ -17,10 +17,11 @@ from torch.utils import _pytree as pytree
 from gnnrl_lightning.core.inputs import arguments_by_name
 from gnnrl_lightning.pruning.program import cut, evaluate, folded_tensors, tensors_of
 from gnnrl_lightning.pruning.resize import RULES
+from gnnrl_lightning.pruning.sizes import follow_sizes
 from gnnrl_lightning.topology import Topology
 from gnnrl_lightning.topology.label_vectors import spread
 from gnnrl_lightning.topology.labels import Parameter
-from gnnrl_lightning.topology.trace import Program
+from gnnrl_lightning.topology.program import SIZE, Program
 
 _MARK = "gnnrl_lightning.rewritten"
 ORIGIN = "gnnrl_lightning.origin"
@@ -33,7 +34,8 @@ def rewrite(
     """Returns a smaller network as a `GraphModule` that computes what the traced program does.
 
     It trains, saves, loads and exports like any other, and takes any batch size that the original takes. Parameters
-    keep their names; BatchNorm and dropout are modules and follow `train()` and `eval()`. What the trace in eval mode
+    keep their names; BatchNorm and dropout are modules and follow `train()` and `eval()`. It takes images of any size
+    that the original takes, or raises an AssertionError that says why it cannot. What the trace in eval mode
     does not show, such as stochastic depth, is gone, and so are regions with an autocast of their own.
 
     Args:
@@ -42,6 +44,7 @@ def rewrite(
         kept: The channels that stay, one list a group.
         values: Full-size tensors to cut in place of the model's own or of folded ones, by name, such as `refit` gives.
     """
+    follow_sizes(topology)
     network = Rewriter(model, topology, topology.keep_mask(kept), values or {}).run()
     network.meta[_MARK] = True
     modes = {name: module.training for name, module in model.named_modules()}
@@ -78,6 +81,7 @@ class Rewriter:
         self._example = arguments_by_name(model, self.program.example)
         self.values = values
         self._folded = folded_tensors(model, topology)
+        self._sized = self.program.sized
         self._constants = self._needed_constants()
         self._root: dict[str, Any] = {}
         self._graph = fx.Graph()
@@ -86,6 +90,8 @@ class Rewriter:
     def run(self) -> fx.GraphModule:
         """The network."""
         self._inputs = dict(zip(self.program.inputs, self._leaves(), strict=True))
+        if self.program.fixed:
+            self._require_size(self.program.fixed)
         for node in self.program.graph.nodes:
             if node.op == "output":
                 flat = [self.argument(leaf) for leaf in pytree.tree_leaves(node.args)]
@@ -98,6 +104,18 @@ class Rewriter:
         self._graph.eliminate_dead_code(lambda node: node.op != "call_module" and node.is_impure())
         return fx.GraphModule(self._root, self._graph, class_name=type(self.model).__name__)
 
+    def _require_size(self, reason: str) -> None:
+        leaves = pytree.tree_leaves(tuple(self._example.values()))
+        for name, value in zip(self.program.inputs, leaves, strict=True):
+            if isinstance(value, Tensor) and value.dim() > 2:
+                size = tuple(value.shape[2:])
+                shape = self._graph.call_function(getattr, (self._inputs[name], "shape"))
+                given = self._graph.call_function(operator.getitem, (shape, slice(2, None)))
+                same = self._graph.call_function(operator.eq, (given, size))
+                wanted = "×".join(map(str, size))
+                said = f"this network takes {wanted} alone, the size that it was traced with: {reason}"
+                self._graph.call_function(torch._assert, (same, said))
+
     def _node(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
             return self._placeholder(node)
@@ -108,7 +126,9 @@ class Rewriter:
             if any(isinstance(source, nn.Parameter) for source in sources):
                 value = nn.Parameter(value, any(source.requires_grad for source in sources))
             return self.attribute(".".join(filter(None, (Program.module_path(node), node.name))), value)
-        if node.name in self.topology.labels.constants:
+        if SIZE in node.meta and self.program.fixed:
+            return node.meta["val"]
+        if node.name in self.topology.labels.constants and node not in self._sized:
             return self.attribute(node.name, self._constants[node]) if node in self._constants else None
         rule = RULES.get(Program.operation(node))
         new = rule(self, node) if rule and isinstance(self.labels(node.args[0]), Tensor) else None
@@ -116,13 +136,10 @@ class Rewriter:
 
     def _needed_constants(self) -> dict[fx.Node, Any]:
         """Values that depend on nothing: kept as buffers, which move to a GPU with the network."""
-        constants = self.topology.labels.constants
-        nodes = [
-            node
-            for node in self.program.graph.nodes
-            if node.op == "call_function" and node.name in constants and {user.name for user in node.users} - constants
-        ]
-        return dict(zip(nodes, evaluate(nodes, {}, self.program), strict=True))
+        names, nodes = self.topology.labels.constants, self.program.graph.nodes
+        constants = {node for node in nodes if node.name in names and node not in self._sized}
+        made = [n for n in nodes if n in constants and n.op == "call_function" and set(n.users) - constants]
+        return dict(zip(made, evaluate(made, {}, self.program), strict=True))
 
     def _placeholder(self, node: fx.Node) -> fx.Node:
         if node.name in self.program.constants:

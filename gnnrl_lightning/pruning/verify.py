@@ -2,25 +2,20 @@
 
 import copy
 import logging
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.core.inputs import Inputs, call, changed, drawn, repeated
+from gnnrl_lightning.pruning.compare import RELATIVE_TOLERANCE, error_of, evaluated, floats, probes
 from gnnrl_lightning.pruning.program import masked_output, tensors_of
 from gnnrl_lightning.pruning.rewrite import is_rewritten, rewrite
+from gnnrl_lightning.pruning.sizes import another_size
 from gnnrl_lightning.pruning.surgery import prune
 from gnnrl_lightning.topology import Topology
-from gnnrl_lightning.topology.trace import Program
-
-RELATIVE_TOLERANCE = 1e-4
-_SMALL = 0.1
-"""Scales and shifts that are all below this hide what they are multiplied with."""
 
 
 class Removal(Protocol):
@@ -108,6 +103,10 @@ def _attempt(
             if way is rewrite:  # of the trace: so that must be the model
                 whole = masked_output(tensors, topology, everything, images)
                 error = max(error, _difference(probe, whole, tensors, topology, everything, images))
+                other = None if topology.program.fixed else another_size(topology.program, probe)
+                if other is not None:
+                    expected = masked_output(tensors, topology, removed, other)
+                    error = max(error, _difference(small, expected, tensors, topology, removed, other))
             # What only training computes, the trace does not show; the rewritten network is without it.
             trains = way is rewrite or _trains(small, images)
             if error <= RELATIVE_TOLERANCE and (trains or not (topology.program.unused or _trains(probe, images))):
@@ -129,7 +128,7 @@ def _reference(
     example, more = topology.program.example, topology.program.batch + 1
     raised = ""
     for images in (drawn(example, more, torch.Generator().manual_seed(0)), _on_cpu(repeated(example, more))):
-        for probe in _probes(model, topology):
+        for probe in probes(model, topology):
             # Off the GPU and in single precision: TF32 and half precision differ by more than the tolerance.
             tensors = {name: value.detach().cpu() for name, value in tensors_of(probe).items()}
             tensors = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
@@ -138,7 +137,7 @@ def _reference(
             except Exception as failure:  # whatever an operation raises at another number of images or channels
                 raised = raised or _first_line(failure)
                 break
-            if all(output.isfinite().all() for output in _tensors(reference)):
+            if all(output.isfinite().all() for output in floats(reference)):
                 return probe, tensors, images, reference
     if raised:
         return raised
@@ -152,57 +151,8 @@ def _on_cpu(images: Inputs) -> Inputs:
     return changed(images, lambda x: x.detach().cpu().float() if x.is_floating_point() else x.detach().cpu())
 
 
-def _probes(model: nn.Module, topology: Topology) -> Iterator[nn.Module]:
-    """Networks to check with, the first that hides least: in a branch next to zero no fault can be seen.
-
-    Branches may begin at zero (Goyal et al. 2017) or nearly so (layer scale, Touvron et al. 2021): scales and shifts
-    near zero are drawn anew. Where nothing is normalised signals fade from layer to layer: weights are enlarged to what
-    keeps a signal's size (He et al. 2015).
-    """
-    operations = {Program.operation(node) for node in topology.program.graph.nodes if node.op == "call_function"}
-    if not any(name.endswith("_norm") for name in operations):
-        yield _redrawn(model, least=1.0)
-    yield _redrawn(model, least=1e-4)
-    yield model
-
-
-def _redrawn(model: nn.Module, least: float) -> nn.Module:
-    """A copy without scales near zero, and whose weights have at least this part of the size that keeps a signal's."""
-    generator = torch.Generator().manual_seed(0)
-    drawn: dict[int, object] = {id(t): t for t in (*model.parameters(), *model.buffers())}  # unless changed: shared
-    for value in model.parameters():
-        new = torch.empty(value.shape)
-        if value.numel() == max(value.shape, default=1):
-            if not value.detach().abs().max() <= _SMALL:  # nor if it is not finite, which the check will say
-                continue
-            new.uniform_(0.5, 1.5, generator=generator)
-        else:
-            size, wanted = float(value.detach().norm()) / math.sqrt(value.numel()), math.sqrt(2 / value[0].numel())
-            if not size < least * wanted:
-                continue
-            if size:
-                new.copy_(value.detach()).mul_(wanted / size)
-            else:
-                new.normal_(0, wanted, generator=generator)
-        drawn[id(value)] = nn.Parameter(new.to(value), value.requires_grad)
-    return copy.deepcopy(model, drawn)
-
-
 def _first_line(failure: Exception) -> str:
     return str(failure).strip().partition("\n")[0] or type(failure).__name__
-
-
-def relative_error(result: Tensor, reference: Tensor) -> float:
-    """Largest difference as a fraction of its channel's largest value; infinite where shapes differ or values are nan.
-
-    Channels much smaller than the largest are measured at a tenth of that, which rounding does not reach.
-    """
-    if result.shape != reference.shape:
-        return math.inf
-    others = [dimension for dimension in range(reference.dim()) if dimension != 1]
-    sizes = reference.abs().amax(others, keepdim=True) if others else reference.abs()
-    floor = max(0.1 * float(sizes.max()), 1e-12)
-    return float(((result - reference).abs() / sizes.clamp(min=floor)).nan_to_num(nan=math.inf).max())
 
 
 def _trains(model: nn.Module, images: Inputs) -> bool:
@@ -227,32 +177,11 @@ def _difference(
 
     Deep networks amplify what is lost in rounding: where that might be all, double precision says whether it is.
     """
-    error = _error(_evaluate(network, images), expected)
+    error = error_of(evaluated(network, images), expected)
     if error <= RELATIVE_TOLERANCE:
         return error
     exact, fed = (changed(each, lambda x: x.double() if x.is_floating_point() else x) for each in ({**tensors}, images))
     try:
-        return _error(_evaluate(network, fed, torch.float64), masked_output(exact, topology, mask, fed))
+        return error_of(evaluated(network, fed, torch.float64), masked_output(exact, topology, mask, fed))
     except Exception:  # the network asks for single precision somewhere
         return error
-
-
-@torch.no_grad()
-def _evaluate(model: nn.Module, images: Inputs, precision: torch.dtype = torch.float32) -> Any:
-    """The outputs of a network, of which a copy is used up."""
-    return call(copy.deepcopy(model).to("cpu", precision).eval(), changed(images, Tensor.clone))
-
-
-def _error(outputs: Any, reference: Any) -> float:
-    """The largest relative error of all outputs; infinite where they are not equally many."""
-    pairs = zip(_tensors(outputs), _tensors(reference), strict=False)
-    same = len(_tensors(outputs)) == len(_tensors(reference))
-    return max(relative_error(a, b) for a, b in pairs) if same else math.inf
-
-
-def _tensors(outputs: Any) -> list[Tensor]:
-    return [
-        leaf if leaf.is_floating_point() else leaf.float()
-        for leaf in pytree.tree_leaves(outputs)
-        if isinstance(leaf, Tensor)
-    ]

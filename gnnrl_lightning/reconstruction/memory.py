@@ -9,7 +9,7 @@ from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.reconstruction.readers import Reader
 from gnnrl_lightning.reconstruction.sums import EXACT_ROWS
 from gnnrl_lightning.topology import Topology
-from gnnrl_lightning.topology.trace import shape_of
+from gnnrl_lightning.topology.program import shape_of
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from gnnrl_lightning.reconstruction.layouts import Layout, Linear, convolution
 from gnnrl_lightning.topology import Topology
 from gnnrl_lightning.topology.labels import Parameter
-from gnnrl_lightning.topology.trace import Program
+from gnnrl_lightning.topology.program import Program
 
 
 @dataclass(frozen=True)

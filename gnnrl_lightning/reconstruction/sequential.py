@@ -23,7 +23,7 @@ from gnnrl_lightning.reconstruction.readers import bound, tensor_name, weight_of
 from gnnrl_lightning.reconstruction.refit import columns_of, refit
 from gnnrl_lightning.reconstruction.statistics import Statistics
 from gnnrl_lightning.topology import Topology
-from gnnrl_lightning.topology.trace import Program, shape_of
+from gnnrl_lightning.topology.program import Program, shape_of
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gnnrl_lightning.topology.label_vectors import LOCKED
 from gnnrl_lightning.topology.labels import Labels
-from gnnrl_lightning.topology.trace import Program
+from gnnrl_lightning.topology.program import Program
 
 
 @dataclass(frozen=True)

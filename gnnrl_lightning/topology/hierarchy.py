@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, fx
 
 from gnnrl_lightning.core.checks import UserError
+from gnnrl_lightning.topology.program import Program
 from gnnrl_lightning.topology.rules import ACTIVATION, COMBINE, POOL
 from gnnrl_lightning.topology.topology import Topology
-from gnnrl_lightning.topology.trace import Program
 
 NODE_KINDS = ("input", "channel", "concat", "norm", "activation", "pool", "linear")
 EDGE_KINDS = ("motif", "concat", "norm", "activation", "pool", "linear", "add", "mul")

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from gnnrl_lightning.topology.blocks import balanced_sets, components, merged
 from gnnrl_lightning.topology.label_vectors import LOCKED, compact, fixed
-from gnnrl_lightning.topology.trace import Program, shape_of
+from gnnrl_lightning.topology.program import Program, shape_of
 
 
 @dataclass(frozen=True)

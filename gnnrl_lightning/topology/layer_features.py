@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from gnnrl_lightning.topology.program import Program
 from gnnrl_lightning.topology.topology import Topology
-from gnnrl_lightning.topology.trace import Program
 
 LAYER_FEATURES = ("n", "c", "h", "w", "stride", "k", "cost")
 

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from gnnrl_lightning.topology.label_vectors import LOCKED, spread, varies
 from gnnrl_lightning.topology.labels import Labels, Parameter, Product, along, images, unknown
-from gnnrl_lightning.topology.trace import Program
+from gnnrl_lightning.topology.program import Program
 
 LOCKED_ROW = torch.tensor([LOCKED])
 """The single input column of a depth-wise weight."""

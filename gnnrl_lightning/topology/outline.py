@@ -10,9 +10,9 @@ from torch import Tensor, fx
 from gnnrl_lightning.core.files import write_json
 from gnnrl_lightning.topology.label_vectors import varies
 from gnnrl_lightning.topology.movement import JOIN
+from gnnrl_lightning.topology.program import Program
 from gnnrl_lightning.topology.rules import COMBINE
 from gnnrl_lightning.topology.topology import Topology
-from gnnrl_lightning.topology.trace import Program
 
 JOINS = frozenset({"add", "cat", "mul"})
 """The kinds of layers that hold no weights."""

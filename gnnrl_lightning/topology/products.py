@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from gnnrl_lightning.topology.label_vectors import fixed, spread, varies
 from gnnrl_lightning.topology.labels import Labels, Parameter, Product, along, images, unknown
-from gnnrl_lightning.topology.trace import Program, concrete, shape_of
+from gnnrl_lightning.topology.program import Program, concrete, shape_of
 
 
 def _matmul(state: Labels, node: fx.Node, a: Any, b: Any) -> Any:

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from gnnrl_lightning.topology import layers, movement, products
 from gnnrl_lightning.topology.label_vectors import fixed, spread, varies
 from gnnrl_lightning.topology.labels import Constant, Labels, Parameter, Product, along, locked, unknown
-from gnnrl_lightning.topology.trace import Program, concrete, shape_of
+from gnnrl_lightning.topology.program import Program, concrete, shape_of
 
 COPY = frozenset("clone contiguous detach detach_ alias to _to_copy type_as lift_fresh_copy".split())
 ACTIVATION = frozenset(

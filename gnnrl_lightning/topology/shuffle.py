@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from gnnrl_lightning.topology.trace import Program, concrete
+from gnnrl_lightning.topology.program import Program, concrete
 
 _STARTS = frozenset("view reshape unflatten channel_shuffle".split())
 _STEPS = _STARTS | frozenset("permute transpose contiguous clone flatten".split())

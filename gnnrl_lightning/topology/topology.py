@@ -12,7 +12,7 @@ from gnnrl_lightning.topology.closed_form import Count, Products
 from gnnrl_lightning.topology.groups import collect
 from gnnrl_lightning.topology.label_vectors import LOCKED, compact, distinct, varies
 from gnnrl_lightning.topology.labels import Labels, Product, Size
-from gnnrl_lightning.topology.trace import Program
+from gnnrl_lightning.topology.program import Program
 
 
 class Topology:

@@ -1,11 +1,10 @@
-"""Reads a network as a program: a flat list of tensor operations with shapes and module paths."""
+"""Reads a network as a `Program`."""
 
 import copy
 import io
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -22,103 +21,7 @@ from gnnrl_lightning.core.inputs import (
     sorted_arguments,
     tensors_in,
 )
-
-
-@dataclass(frozen=True)
-class Program:
-    """A network as `torch.export` sees it, in eval mode.
-
-    Attributes:
-        graph: One node an operation, in the order of execution; `meta["val"]` holds shapes.
-        state: Placeholder name to the name of the parameter or buffer that it stands for.
-        constants: Placeholder name to the tensor that `forward` made up: neither an input nor a parameter.
-        indices: Placeholder name to the value of each tensor of integers: constants and buffers.
-        shapes: Shape of every parameter and buffer, by name; a shared one has the first of its names.
-        parameters: The names among them that are parameters.
-        modules: The model's modules by path; never changed.
-        example: The inputs that it was traced with, on the CPU.
-        inputs: Placeholder name of each of their leaves, in order; the leaves of the arguments in `forward`'s order.
-        batch: Images in the traced shapes. The program itself takes any number of them wherever `forward` does.
-        structure: How the flat results of the program make up what `forward` returns.
-    """
-
-    graph: fx.Graph
-    state: Mapping[str, str]
-    constants: Mapping[str, Tensor]
-    indices: Mapping[str, Tensor]
-    shapes: Mapping[str, torch.Size]
-    parameters: frozenset[str]
-    modules: Mapping[str, nn.Module]
-    example: Inputs
-    inputs: tuple[str, ...]
-    batch: int
-    structure: pytree.TreeSpec
-
-    @staticmethod
-    def upstream(nodes: Iterable[fx.Node], without: Collection[fx.Node] = ()) -> set[fx.Node]:
-        """These operations and all that they depend on, but for `without` and what only these depend on."""
-        seen: set[fx.Node] = set()
-        pending = [node for node in nodes if node not in without]
-        while pending:
-            node = pending.pop()
-            if node not in seen:
-                seen.add(node)
-                pending += [source for source in node.all_input_nodes if source not in without]
-        return seen
-
-    def tensors(self, nodes: Iterable[fx.Node]) -> set[str]:
-        """Names of the parameters and buffers among operations."""
-        return {self.state[node.name] for node in nodes if node.name in self.state}
-
-    @property
-    def unused(self) -> frozenset[str]:
-        """Parameters that the program never reads: those of branches that only training takes, as auxiliary heads."""
-        return self.parameters - self.tensors(node for node in self.graph.nodes if node.users)
-
-    def feed(self, inputs: Inputs) -> dict[str, Any]:
-        """The leaves of such inputs by placeholder name."""
-        leaves = pytree.tree_leaves(tuple(arguments_by_name(self.modules[""], inputs).values()))
-        return dict(zip(self.inputs, leaves, strict=True))
-
-    def __str__(self) -> str:
-        """The operations and the shapes of all parameters and buffers: equal for equal networks."""
-        return f"{self.graph}\n{dict(self.shapes)}"
-
-    @staticmethod
-    def module_path(node: fx.Node) -> str:
-        """Path of the innermost module whose `forward` issued this operation."""
-        stack = node.meta.get("nn_module_stack") or {}
-        return next(reversed(stack.values()))[0] if stack else ""
-
-    @staticmethod
-    def operation(node: fx.Node) -> str:
-        """Name of the operation without its overload, e.g. `conv2d` for `aten.conv2d.default`."""
-        schema = getattr(node.target, "_schema", None)
-        return schema.name.split("::")[1] if schema else getattr(node.target, "__name__", str(node.target))
-
-    @staticmethod
-    def place(node: fx.Node) -> str:
-        """How the user is told of this operation, e.g. `view in layer1.0.attention`."""
-        path = Program.module_path(node)
-        return f"{Program.operation(node)} in {path}" if path else Program.operation(node)
-
-    @staticmethod
-    def shape(node: Any) -> torch.Size:
-        """Shape of the result of an operation that gives one tensor, at the traced batch."""
-        return shape_of(node.meta["val"])
-
-
-def shape_of(tensor: Tensor) -> torch.Size:
-    """Shape of a traced tensor, at the traced batch."""
-    return torch.Size(map(concrete, tensor.shape))
-
-
-def concrete(value: Any) -> Any:
-    """The number that a symbolic size had in the trace; anything else as it is."""
-    if isinstance(value, torch.SymInt):
-        hint: Any = value.node.hint
-        return int(hint)
-    return value
+from gnnrl_lightning.topology.program import Program
 
 
 def read_program(model: nn.Module, example: Inputs) -> Program:

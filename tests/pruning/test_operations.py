@@ -15,8 +15,9 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from gnnrl_lightning.pruning.apply import apply_plan, make_plan, uniform_plan
+from gnnrl_lightning.pruning.compare import relative_error
 from gnnrl_lightning.pruning.surgery import prune
-from gnnrl_lightning.pruning.verify import provable, relative_error, verified
+from gnnrl_lightning.pruning.verify import provable, verified
 from gnnrl_lightning.topology import Topology, trace
 
 

@@ -11,8 +11,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from gnnrl_lightning.pruning.apply import apply_plan, load_pruned, save_pruned, uniform_plan
+from gnnrl_lightning.pruning.compare import relative_error
 from gnnrl_lightning.pruning.rewrite import rewrite
-from gnnrl_lightning.pruning.verify import relative_error, verified
+from gnnrl_lightning.pruning.verify import verified
 from gnnrl_lightning.topology import trace
 
 REWRITTEN = [name for name, case in CASES.items() if case.rewritten]

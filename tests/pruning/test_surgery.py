@@ -13,8 +13,9 @@ from gnnrl_lightning.models.resnet_cifar import PaddedShortcut, resnet_cifar
 from gnnrl_lightning.pruning import verify
 from gnnrl_lightning.pruning.apply import apply_plan, make_plan, uniform_plan
 from gnnrl_lightning.pruning.channels import magnitude
+from gnnrl_lightning.pruning.compare import relative_error
 from gnnrl_lightning.pruning.surgery import prune
-from gnnrl_lightning.pruning.verify import provable, relative_error, verified
+from gnnrl_lightning.pruning.verify import provable, verified
 from gnnrl_lightning.topology import Topology, trace
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
-from gnnrl_lightning.pruning import verify
+from gnnrl_lightning.pruning import compare, verify
 from gnnrl_lightning.pruning.apply import apply_plan, save_pruned, uniform_plan
 from gnnrl_lightning.pruning.plan import PruningPlan
 from gnnrl_lightning.pruning.rewrite import is_rewritten, rewrite
@@ -197,4 +197,4 @@ def test_rounding_alone_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_values_that_are_no_numbers_are_a_fault() -> None:
-    assert verify.relative_error(torch.tensor([[1.0, torch.nan]]), torch.ones(1, 2)) == math.inf
+    assert compare.relative_error(torch.tensor([[1.0, torch.nan]]), torch.ones(1, 2)) == math.inf

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gnnrl_lightning.topology.program import Program
 from gnnrl_lightning.topology.shuffle import fuse_shuffles, take
-from gnnrl_lightning.topology.trace import Program, read_program
+from gnnrl_lightning.topology.trace import read_program
 
 MOVES = frozenset("view reshape unflatten flatten permute transpose channel_shuffle contiguous clone take".split())
 
