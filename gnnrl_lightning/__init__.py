@@ -3,9 +3,10 @@
 from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.library.found import Found
 from gnnrl_lightning.library.search import search
-from gnnrl_lightning.pruning.apply import apply_plan, load_pruned, plan, save_pruned, uniform_plan
+from gnnrl_lightning.pruning.apply import apply_plan, plan, uniform_plan
 from gnnrl_lightning.pruning.plan import PruningPlan
 from gnnrl_lightning.pruning.rewrite import is_rewritten
+from gnnrl_lightning.pruning.saved import load_pruned, save_pruned
 from gnnrl_lightning.pruning.verify import provable
 from gnnrl_lightning.settings import SearchSettings
 from gnnrl_lightning.topology import ChannelGroup, Topology, trace

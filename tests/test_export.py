@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from gnnrl_lightning.app import export as module
 from gnnrl_lightning.app.export import FORMATS, check_formats, check_saved, export
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
-from gnnrl_lightning.pruning.apply import apply_plan, save_pruned, uniform_plan
+from gnnrl_lightning.pruning.apply import apply_plan, uniform_plan
+from gnnrl_lightning.pruning.saved import save_pruned
 from gnnrl_lightning.topology import trace
 
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))

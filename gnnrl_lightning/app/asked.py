@@ -20,8 +20,8 @@ from gnnrl_lightning.data.held_out import TRAIN
 from gnnrl_lightning.library.components import build
 from gnnrl_lightning.models.factory import ModelSpec, check_model, create_model, preprocessing_of
 from gnnrl_lightning.problem.problem import Problem, check_stages, make_prunable, prune_again
-from gnnrl_lightning.pruning.apply import load_pruned
 from gnnrl_lightning.pruning.plan import PruningPlan
+from gnnrl_lightning.pruning.saved import load_pruned
 from gnnrl_lightning.pruning.surgery import prune
 from gnnrl_lightning.training.run import Run
 

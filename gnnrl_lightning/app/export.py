@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnrl_lightning.core.checks import UserError
-from gnnrl_lightning.pruning.apply import load_pruned
+from gnnrl_lightning.pruning.saved import load_pruned
 
 ABSOLUTE_TOLERANCE = 1e-4
 """Largest absolute difference of scores that a loaded file may have."""

@@ -12,8 +12,9 @@ from gnnrl_lightning.app.command import choice
 from gnnrl_lightning.core.ranks import agreed
 from gnnrl_lightning.evaluation.final import Delivered, deliver
 from gnnrl_lightning.evaluation.measure import test_top1
-from gnnrl_lightning.pruning.apply import make_plan, planned_widths, save_pruned, widths_among
+from gnnrl_lightning.pruning.apply import make_plan, planned_widths, widths_among
 from gnnrl_lightning.pruning.plan import PruningPlan
+from gnnrl_lightning.pruning.saved import write_pruned
 from gnnrl_lightning.searching.explore import Explored
 from gnnrl_lightning.training.fitting import fit
 from gnnrl_lightning.training.supervised import Curve
@@ -90,7 +91,7 @@ def hand_on(asked: Asked, explored: Explored, clock: dict[str, float]) -> Outcom
 def _save(asked: Asked, outcome: Outcome) -> None:
     """After every step, so that a run that is stopped leaves the best network so far."""
     if asked.run.is_first:
-        save_pruned(asked.run.folder, outcome.network, outcome.plan)
+        write_pruned(asked.run.folder, outcome.network, outcome.plan)
 
 
 def _test(outcome: Outcome, asked: Asked, name: str, network: nn.Module, widths: Tensor | None = None) -> None:

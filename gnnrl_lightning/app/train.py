@@ -26,8 +26,8 @@ from gnnrl_lightning.data.held_out import HELD_OUT, TRAIN
 from gnnrl_lightning.evaluation.measure import test_top1
 from gnnrl_lightning.evaluation.protocol import Protocol
 from gnnrl_lightning.models.factory import ModelSpec, check_model, create_model, preprocessing_of
-from gnnrl_lightning.pruning.apply import load_pruned, save_pruned
 from gnnrl_lightning.pruning.plan import PruningPlan
+from gnnrl_lightning.pruning.saved import load_pruned, write_pruned
 from gnnrl_lightning.report.card import write_card
 from gnnrl_lightning.report.tables import top1_table
 from gnnrl_lightning.training.base import save_weights
@@ -188,7 +188,7 @@ def _write(asked: _Asked, top1: dict[str, dict[str, float]], curve: Curve) -> di
     images = asked.data.tensors("reward", 8)[0][:]
     exported = export(model, images, asked.cfg.export, folder) if asked.run.is_first else {}
     if plan is not None and asked.run.is_first:
-        save_pruned(folder, model, plan)
+        write_pruned(folder, model, plan)
         exported |= check_saved(model, asked.unpruned, images, folder)
         write_card(folder, plan, model, {name: of["test"] for name, of in top1.items()}, exported, asked.protocol)
     elif asked.stage == "base":

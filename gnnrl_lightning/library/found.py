@@ -12,8 +12,9 @@ from gnnrl_lightning.core.numbers import aligned, fixed, millions, percent
 from gnnrl_lightning.evaluation.final import Delivered
 from gnnrl_lightning.evaluation.protocol import SCORE, Protocol
 from gnnrl_lightning.problem.problem import Problem
-from gnnrl_lightning.pruning.apply import planned_widths, save_pruned
+from gnnrl_lightning.pruning.apply import planned_widths
 from gnnrl_lightning.pruning.plan import PruningPlan
+from gnnrl_lightning.pruning.saved import write_pruned
 from gnnrl_lightning.topology.outline import write_layers
 
 if TYPE_CHECKING:  # it takes all of Lightning
@@ -82,7 +83,7 @@ class Found:
             The folder.
         """
         folder = Path(folder)
-        save_pruned(folder, self.model, self.plan)
+        write_pruned(folder, self.model, self.plan)
         write_csv(folder / "history.csv", self.history, list(self.history[0]))
         write_json(folder / "rewards.json", self.rewards)
         return folder

@@ -1,24 +1,19 @@
-"""From channel importance to a plan, from a plan to the smaller network, and to files and back."""
+"""From channel importance to a plan, and from a plan to the smaller network."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from gnnrl_lightning.core.checks import UserError, require_fraction
-from gnnrl_lightning.core.files import write_bytes
 from gnnrl_lightning.core.inputs import Inputs, changed, described, description
 from gnnrl_lightning.pruning.channels import magnitude, most_important
 from gnnrl_lightning.pruning.plan import GroupPlan, PruningPlan
-from gnnrl_lightning.pruning.rewrite import is_rewritten, rewrite
-from gnnrl_lightning.pruning.surgery import prune
 from gnnrl_lightning.pruning.verify import verified
 from gnnrl_lightning.topology import Topology, trace
+from gnnrl_lightning.topology.whole import matching
 
 Scores = Callable[[nn.Module, Topology], list[Tensor]]
 """Scores the channels of each group, one tensor [width] a group; higher is more important."""
@@ -40,7 +35,7 @@ def apply_plan(model: nn.Module, plan: PruningPlan, example: Inputs | None = Non
         UserError: If the plan is for another network, or the result would be another function, or the network's
             outputs are not finite, so that nothing can be compared.
     """
-    topology, kept = _locate(model, plan, example)
+    topology, kept = located(model, plan, example)
     return verified(model, topology, kept)
 
 
@@ -108,9 +103,9 @@ def make_plan(topology: Topology, kept: Sequence[Sequence[int]]) -> PruningPlan:
         GroupPlan(group.name, group.width, tuple(channels))
         for group, channels in zip(topology.groups, kept, strict=True)
     )
-    return PruningPlan(
-        groups, description(topology.program.example), topology.exclude, topology.keep_ends, topology.whole
-    )
+    # Names and not the patterns that match them: those of a file could take for ever.
+    excluded = tuple(matching(topology.program.shapes, topology.exclude))
+    return PruningPlan(groups, description(topology.program.example), excluded, topology.keep_ends, topology.whole)
 
 
 def planned_widths(topology: Topology, plan: PruningPlan) -> Tensor:
@@ -126,58 +121,7 @@ def widths_among(names: Sequence[str], widths: Tensor, topology: Topology) -> Te
     return result
 
 
-def save_pruned(folder: Path | str, small: nn.Module, plan: PruningPlan) -> None:
-    """Writes `pruned.safetensors` and `plan.json`; `load_pruned` reads them back."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    # Cloned, because safetensors refuses tensors that share memory, as tied weights do.
-    state = {name: value.detach().cpu().contiguous().clone() for name, value in small.state_dict().items()}
-    write_bytes(folder / "pruned.safetensors", save(state))
-    replace(plan, rewritten=plan.rewritten or is_rewritten(small)).save(folder / "plan.json")
-
-
-def load_pruned(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
-    """Builds the pruned network of a run's folder, in eval mode.
-
-    Args:
-        folder: With `plan.json` and `pruned.safetensors`.
-        model: The unpruned network (any weights), where the plan does not say how to build it.
-
-    Raises:
-        UserError: If a file is missing or damaged, or does not fit the network.
-    """
-    folder = Path(folder)
-    plan = PruningPlan.load(folder / "plan.json")
-    path = folder / "pruned.safetensors"
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; the run did not reach its end.")
-    if model is None:
-        model = _build(plan, folder / "plan.json")
-    small = (rewrite if plan.rewritten else prune)(model, *_locate(model, plan))
-    try:
-        small.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise UserError(f"{path} does not hold the weights of its plan: {reason}") from error
-    return small.eval()
-
-
-def _build(plan: PruningPlan, path: Path) -> nn.Module:
-    """The unpruned network of a plan, with any weights."""
-    # Imported here: it takes all of Lightning and torchvision, which the rest of the package does without.
-    from gnnrl_lightning.models.factory import ModelSpec, create_model
-
-    if plan.model is None:
-        raise UserError(f"{path} does not say how to build its network; pass it as model=….")
-    try:
-        spec = ModelSpec.from_file(plan.model["spec"])
-        num_classes, image_size = int(plan.model["num_classes"]), int(plan.model["image_size"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} does not say how to build its network ({error}); pass it as model=….") from error
-    return create_model(spec, num_classes, image_size, weights=None)
-
-
-def _locate(model: nn.Module, plan: PruningPlan, example: Inputs | None = None) -> tuple[Topology, list[Sequence[int]]]:
+def located(model: nn.Module, plan: PruningPlan, example: Inputs | None = None) -> tuple[Topology, list[Sequence[int]]]:
     """The network's topology and what the plan keeps of each of its groups."""
     first = next(model.parameters())
 
@@ -185,17 +129,19 @@ def _locate(model: nn.Module, plan: PruningPlan, example: Inputs | None = None) 
         return x.to(first) if x.is_floating_point() else x.to(first.device)
 
     example = changed(described(plan.input_shape) if example is None else example, like_weights)
-    topology = trace(model, example, exclude=plan.exclude, keep_ends=plan.keep_ends)
+    exclude = [f"^{re.escape(name)}$" for name in plan.exclude]
+    topology = trace(model, example, exclude=exclude, keep_ends=plan.keep_ends)
     if plan.whole:
         names = [group.name for group in topology.groups]
         topology = topology.without([names.index(name) for name in plan.whole if name in names], "whole in the plan")
     planned = {group.name: group for group in plan.groups}
-    known = {group.name: group.width for group in topology.groups}
-    for group in plan.groups:
-        if known.get(group.name) != group.width:
-            found = f"has {known[group.name]}" if group.name in known else "does not exist"
-            raise UserError(
-                f"the plan is for another network: group {group.name} has {group.width} channels in the plan "
-                f"and {found} in {type(model).__name__}."
-            )
-    return topology, [planned[g.name].kept if g.name in planned else range(g.width) for g in topology.groups]
+    mine = {group.name: group.width for group in topology.groups}
+    wrong = [name for name, group in planned.items() if mine.get(name) != group.width]
+    if wrong or len(mine) > len(planned):
+        if wrong:
+            found = f"has {mine[wrong[0]]}" if wrong[0] in mine else "does not exist"
+            said = f"group {wrong[0]} has {planned[wrong[0]].width} channels in the plan and {found}"
+        else:
+            said = f"it names {len(planned)} groups of channels, not {next(iter(mine.keys() - planned))} and others"
+        raise UserError(f"the plan is for another network: {said} in {type(model).__name__}.")
+    return topology, [planned[group.name].kept for group in topology.groups]

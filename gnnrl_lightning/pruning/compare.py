@@ -54,6 +54,18 @@ def _redrawn(model: nn.Module, least: float) -> nn.Module:
     return copy.deepcopy(model, drawn)
 
 
+def uneven(topology: Topology) -> list[list[int]]:
+    """Channels to keep in a trial: a quarter or three quarters of each group go, by turns and from its near end.
+
+    Where two halves keep equally many, a chunk would be right by chance.
+    """
+    some = []
+    for index, group in enumerate(topology.groups):
+        last = 2 * int((0.25, 0.75)[index % 2] * group.width / 2)
+        some.append(sorted({0, *range(group.width - last, group.width)}))
+    return some
+
+
 def relative_error(result: Tensor, reference: Tensor) -> float:
     """Largest difference as a fraction of its channel's largest value; infinite where shapes differ or values are nan.
 

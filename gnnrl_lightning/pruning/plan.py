@@ -35,13 +35,14 @@ class PruningPlan:
         groups: One entry a group, in the order of the network.
         input_shape: Shape of the input that the network was traced with, [N, ...]; where that is more than one tensor,
             what `description` says of them.
-        exclude: Regular expressions of the layers that were kept out of the groups.
+        exclude: Names of the parameters that were kept out of the groups.
         keep_ends: Whether the ends of the network were.
         whole: Names of groups that could not be pruned.
         model: How to build the unpruned network again, as `models.factory` reads it; None for a module of the user's.
         data: The images that it was searched on, for fine-tuning: their configuration and the preprocessing that the
             weights expect; None where there is none.
         rewritten: Whether the network is a rewritten graph; see `rewrite`.
+        saved: Of the network in `pruned.safetensors`, if there is one: its digest and scores; see `save_pruned`.
         about: Anything worth knowing later (budget, cost, seed); never read by the program.
     """
 
@@ -53,6 +54,7 @@ class PruningPlan:
     model: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
     rewritten: bool = False
+    saved: dict[str, Any] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -78,7 +80,7 @@ class PruningPlan:
             GroupPlan(first.name, first.width, tuple(first.kept[index] for index in then.kept))
             for first, then in zip(self.groups, second.groups, strict=True)
         )
-        return replace(self, groups=groups, about=second.about)
+        return replace(self, groups=groups, saved={}, about=second.about)
 
     def save(self, path: Path | str) -> None:
         """Writes the plan as JSON, at once or not at all."""
@@ -95,7 +97,7 @@ class PruningPlan:
         if not path.is_file():
             raise UserError(f"plan={path} does not exist; give the plan.json of a finished search.")
         try:
-            raw = json.loads(path.read_text())
+            raw = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refused)
             version = raw.pop("format")
             if version != FORMAT:
                 raise UserError(f"its format is {version} and this version reads {FORMAT}")
@@ -105,11 +107,11 @@ class PruningPlan:
             described(raw["input_shape"])
             names = {name: tuple(map(str, raw.get(name, ()))) for name in ("exclude", "whole")}
             plan = cls(**{**raw, "groups": groups, **names})
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise UserError(f"plan={path} is not a pruning plan: {reason}.") from error
-        for name, value in (("model", plan.model), ("data", plan.data), ("about", plan.about)):
-            if not isinstance(value, dict | None) or (name == "about" and value is None):
+        for name, value in (("model", plan.model), ("data", plan.data), ("saved", plan.saved), ("about", plan.about)):
+            if not isinstance(value, dict | None) or (name in ("saved", "about") and value is None):
                 raise UserError(f"plan={path} is not a pruning plan: {name} is {type(value).__name__}.")
         for group in groups:
             kept = group.kept
@@ -121,3 +123,7 @@ class PruningPlan:
         if len({group.name for group in groups}) < len(groups):
             raise UserError(f"plan={path} names a group twice; each group has one entry.")
         return plan
+
+
+def _refused(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")

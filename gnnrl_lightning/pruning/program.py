@@ -228,6 +228,7 @@ def cut(tensor: Tensor, name: str, topology: Topology, mask: Tensor) -> Tensor:
         topology: Where the channels of each group lie.
         mask: Which slots stay, [slots].
     """
+    layout = _layout(tensor)
     for dimension in range(tensor.dim()):
         slots = topology.slots.get((name, dimension))
         if slots is None:
@@ -240,4 +241,11 @@ def cut(tensor: Tensor, name: str, topology: Topology, mask: Tensor) -> Tensor:
         else:  # the weight of a grouped convolution: each block of its rows reads channels of its own
             blocks = zip(tensor.chunk(len(stays)), stays, strict=True)
             tensor = torch.cat([rows.index_select(1, row.nonzero().flatten().to(rows.device)) for rows, row in blocks])
-    return tensor
+    return tensor.contiguous(memory_format=layout)
+
+
+def _layout(tensor: Tensor) -> torch.memory_format:
+    """In which order a weight lies in memory, so that a smaller one lies likewise."""
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+    last = layouts.get(tensor.dim(), torch.contiguous_format)
+    return last if tensor.is_contiguous(memory_format=last) and not tensor.is_contiguous() else torch.preserve_format

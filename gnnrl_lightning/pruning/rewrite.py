@@ -12,25 +12,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.graph_module import reduce_graph_module
 from torch.utils import _pytree as pytree
 
 from gnnrl_lightning.core.inputs import arguments_by_name
+from gnnrl_lightning.pruning.compare import probes, uneven
 from gnnrl_lightning.pruning.program import cut, evaluate, folded_tensors, tensors_of
 from gnnrl_lightning.pruning.resize import RULES
-from gnnrl_lightning.pruning.sizes import follow_sizes
+from gnnrl_lightning.pruning.sizes import fault_at_another_size, follow_sizes
 from gnnrl_lightning.topology import Topology
 from gnnrl_lightning.topology.label_vectors import spread
 from gnnrl_lightning.topology.labels import Parameter
 from gnnrl_lightning.topology.program import SIZE, Program
 
-_MARK = "gnnrl_lightning.rewritten"
 ORIGIN = "gnnrl_lightning.origin"
 """In a node's `meta`: the name of the traced operation that it stands for."""
 
 
 def rewrite(
     model: nn.Module, topology: Topology, kept: Sequence[Sequence[int]], values: Mapping[str, Tensor] | None = None
-) -> fx.GraphModule:
+) -> "RewrittenModule":
     """Returns a smaller network as a `GraphModule` that computes what the traced program does.
 
     It trains, saves, loads and exports like any other, and takes any batch size that the original takes. Parameters
@@ -44,24 +45,36 @@ def rewrite(
         kept: The channels that stay, one list a group.
         values: Full-size tensors to cut in place of the model's own or of folded ones, by name, such as `refit` gives.
     """
-    follow_sizes(topology)
+    if topology.program.fixed is None:
+        follow_sizes(topology)
+        if not topology.program.fixed:
+            probe, some = next(probes(model, topology)), uneven(topology)
+            trial = Rewriter(probe, topology, topology.keep_mask(some), {}).run()
+            topology.program.fixed = fault_at_another_size(topology, probe, trial, some)
     network = Rewriter(model, topology, topology.keep_mask(kept), values or {}).run()
-    network.meta[_MARK] = True
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in network.named_modules():
         module.training = modes.get(name, model.training)
     return network.to(next(model.parameters()).device)
 
 
+class RewrittenModule(fx.GraphModule):
+    """A network from `rewrite`: what it is outlasts copies and pickles."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        _, arguments = super().__reduce__()
+        return _unpickled, arguments
+
+
+def _unpickled(body: dict[str, Any], imports: str) -> RewrittenModule:
+    plain = reduce_graph_module(body, imports)
+    assert isinstance(plain, fx.GraphModule)
+    return RewrittenModule(plain, plain.graph, class_name=type(plain).__name__)
+
+
 def is_rewritten(network: nn.Module) -> bool:
     """Whether a network comes from `rewrite`."""
-    return isinstance(network, fx.GraphModule) and _MARK in network.meta
-
-
-def unmark(network: nn.Module) -> None:
-    """Says of a copy of a rewritten network that it is not itself from `rewrite`."""
-    if isinstance(network, fx.GraphModule):
-        network.meta.pop(_MARK, None)
+    return isinstance(network, RewrittenModule)
 
 
 class Rewriter:
@@ -87,7 +100,7 @@ class Rewriter:
         self._graph = fx.Graph()
         self._new: dict[fx.Node, Any] = {}
 
-    def run(self) -> fx.GraphModule:
+    def run(self) -> RewrittenModule:
         """The network."""
         self._inputs = dict(zip(self.program.inputs, self._leaves(), strict=True))
         if self.program.fixed:
@@ -102,7 +115,7 @@ class Rewriter:
                 for new in islice(reversed(self._graph.nodes), len(self._graph.nodes) - made):
                     new.meta[ORIGIN] = node.name
         self._graph.eliminate_dead_code(lambda node: node.op != "call_module" and node.is_impure())
-        return fx.GraphModule(self._root, self._graph, class_name=type(self.model).__name__)
+        return RewrittenModule(self._root, self._graph, class_name=type(self.model).__name__)
 
     def _require_size(self, reason: str) -> None:
         leaves = pytree.tree_leaves(tuple(self._example.values()))

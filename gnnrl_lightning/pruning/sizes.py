@@ -7,8 +7,9 @@ of it, a constant more or less, or a product of two. (`torch.export` can follow 
 where a padding is computed from them.)
 """
 
+import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ from torch.utils import _pytree as pytree
 
 from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.core.inputs import Inputs, changed, drawn
-from gnnrl_lightning.pruning.compare import RELATIVE_TOLERANCE, error_of, evaluated, probes
-from gnnrl_lightning.pruning.program import run, tensors_of
+from gnnrl_lightning.pruning.compare import RELATIVE_TOLERANCE, error_of, evaluated
+from gnnrl_lightning.pruning.program import masked_output, run, tensors_of
 from gnnrl_lightning.topology import Topology
 from gnnrl_lightning.topology.program import SIZE, Program
 from gnnrl_lightning.topology.shuffle import fuse_shuffles, name_indices
@@ -49,7 +50,6 @@ def follow_sizes(topology: Topology) -> None:
         try:
             _follow(topology)
             program.fixed = ""
-            _check(topology)
         except _FixedError as reason:
             program.fixed = str(reason)
 
@@ -85,7 +85,7 @@ def _follow(topology: Topology) -> None:
     _replace(topology, traces)
 
 
-def another_size(program: Program, network: nn.Module) -> Inputs | None:
+def _another_size(program: Program, network: nn.Module) -> Inputs | None:
     """Noise of another size that a network takes, odd if possible; None if it takes no other."""
     for way in (ODD, MULTIPLE):
         example = changed(resized(program.example, way), lambda x: x.float() if x.is_floating_point() else x)
@@ -98,16 +98,33 @@ def another_size(program: Program, network: nn.Module) -> Inputs | None:
     return None
 
 
-def _check(topology: Topology) -> None:
-    """Compares the program with the network at a size that it was not traced at."""
-    probe = next(probes(topology.program.modules[""], topology))
-    images = another_size(topology.program, probe)
+def fault_at_another_size(
+    topology: Topology, network: nn.Module, small: nn.Module, kept: Sequence[Sequence[int]]
+) -> str:
+    """Compares a pruned network with the original that it is of, at a size that the program was not traced at.
+
+    Args:
+        topology: Of the network; its program follows sizes.
+        network: The original.
+        small: Rewritten, with these channels.
+        kept: The channels that stay, one list a group.
+
+    Returns:
+        What is wrong; empty if nothing is.
+    """
+    images = _another_size(topology.program, network)
     if images is None:
-        raise _FixedError("the network takes no other size")
-    tensors = {name: value.detach().cpu() for name, value in tensors_of(probe).items()}
+        return "the network takes no other size"
+    tensors = {name: value.detach().cpu() for name, value in tensors_of(network).items()}
     tensors = changed(tensors, lambda x: x.float() if x.is_floating_point() else x)
-    if not error_of(run(tensors, topology, images), evaluated(probe, images)) <= RELATIVE_TOLERANCE:
-        raise _FixedError("at other sizes it computes something else")
+    try:
+        errors = [
+            error_of(run(tensors, topology, images), evaluated(network, images)),
+            error_of(masked_output(tensors, topology, topology.keep_mask(kept), images), evaluated(small, images)),
+        ]
+    except Exception:  # whatever an operation raises at another size
+        errors = [math.inf]
+    return "" if max(errors) <= RELATIVE_TOLERANCE else "at other sizes it would compute something else"
 
 
 def _outline(program: Program) -> list[Any]:

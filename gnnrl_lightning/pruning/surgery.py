@@ -3,10 +3,10 @@
 import copy
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from gnnrl_lightning.pruning.program import cut
-from gnnrl_lightning.pruning.rewrite import unmark
+from gnnrl_lightning.pruning.rewrite import is_rewritten
 from gnnrl_lightning.topology import Topology
 
 
@@ -31,8 +31,10 @@ def prune(
         small[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
     # deepcopy takes what the memo holds: every other attribute is copied, each tensor arrives already pruned.
     pruned = copy.deepcopy(model, small)
-    unmark(pruned)  # what is pruned now is not rewritten, even if it was before
-    modules = dict(pruned.named_modules())
+    if is_rewritten(pruned):  # the original was; what is pruned now is pruned by surgery
+        assert isinstance(pruned, fx.GraphModule)
+        pruned = fx.GraphModule(pruned, pruned.graph, class_name=type(pruned).__name__)
+    modules = dict(pruned.named_modules(remove_duplicate=False))
     for size, slots in topology.sizes:
         count = int(((slots < 0) | mask[slots]).sum())
         module = modules[size.module]

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.core.inputs import Inputs, call, changed, drawn, repeated
-from gnnrl_lightning.pruning.compare import RELATIVE_TOLERANCE, error_of, evaluated, floats, probes
+from gnnrl_lightning.pruning.compare import RELATIVE_TOLERANCE, error_of, evaluated, floats, probes, uneven
 from gnnrl_lightning.pruning.program import masked_output, tensors_of
 from gnnrl_lightning.pruning.rewrite import is_rewritten, rewrite
-from gnnrl_lightning.pruning.sizes import another_size
 from gnnrl_lightning.pruning.surgery import prune
 from gnnrl_lightning.topology import Topology
 
@@ -50,8 +49,7 @@ def verified(
 def provable(model: nn.Module, topology: Topology) -> tuple[Topology, Removal]:
     """Finds out how a network's channels are removed, and locks the groups for which no way is right.
 
-    A quarter or three quarters of each group are removed, by turns and from its near end, and the result is checked as
-    in `apply_plan`: where two halves keep equally many, a chunk would be right by chance.
+    A part of each group is removed, see `uneven`, and the result is checked as in `apply_plan`.
 
     Returns:
         The topology, without those groups, and `prune` where surgery is enough, else `rewrite`.
@@ -59,10 +57,7 @@ def provable(model: nn.Module, topology: Topology) -> tuple[Topology, Removal]:
     Raises:
         UserError: If no group is left, or these groups only go wrong together.
     """
-    some: list[Sequence[int]] = []
-    for index, group in enumerate(topology.groups):
-        last = 2 * int((0.25, 0.75)[index % 2] * group.width / 2)
-        some.append(sorted({0, *range(group.width - last, group.width)}))
+    some = uneven(topology)
 
     def of(groups: Sequence[int]) -> list[Sequence[int]]:
         return [some[i] if i in groups else range(group.width) for i, group in enumerate(topology.groups)]
@@ -103,10 +98,6 @@ def _attempt(
             if way is rewrite:  # of the trace: so that must be the model
                 whole = masked_output(tensors, topology, everything, images)
                 error = max(error, _difference(probe, whole, tensors, topology, everything, images))
-                other = None if topology.program.fixed else another_size(topology.program, probe)
-                if other is not None:
-                    expected = masked_output(tensors, topology, removed, other)
-                    error = max(error, _difference(small, expected, tensors, topology, removed, other))
             # What only training computes, the trace does not show; the rewritten network is without it.
             trains = way is rewrite or _trains(small, images)
             if error <= RELATIVE_TOLERANCE and (trains or not (topology.program.unused or _trains(probe, images))):

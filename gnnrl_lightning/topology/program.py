@@ -25,7 +25,7 @@ class Program:
         indices: Placeholder name to the value of each tensor of integers: constants and buffers.
         shapes: Shape of every parameter and buffer, by name; a shared one has the first of its names.
         parameters: The names among them that are parameters.
-        modules: The model's modules by path; never changed.
+        modules: The model's modules by all their paths; never changed.
         example: The inputs that it was traced with, on the CPU.
         inputs: Placeholder name of each of their leaves, in order; the leaves of the arguments in `forward`'s order.
         batch: Images in the traced shapes. The program itself takes any number of them wherever `forward` does.

@@ -80,7 +80,7 @@ def read_program(model: nn.Module, example: Inputs) -> Program:
         indices={name: value for name, value in known_values.items() if value.dtype == torch.long},
         shapes={name: value.shape for name, value in named},
         parameters=frozenset(name for name, _ in twin.named_parameters()),
-        modules=dict(model.named_modules()),
+        modules=dict(model.named_modules(remove_duplicate=False)),
         example=example,
         inputs=tuple(placeholders[-len(signature.user_inputs) :]),
         batch=size,

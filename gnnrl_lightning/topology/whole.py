@@ -1,7 +1,7 @@
 """What the user wants to stay whole: layers by name, and both ends of the network."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -31,13 +31,26 @@ def exclude_layers(labels: Labels, patterns: Sequence[str]) -> None:
         UserError: If a pattern is no regular expression, or matches nothing.
     """
     for pattern in patterns:
-        try:
-            matched = [name for name in labels.program.shapes if re.search(pattern, name)]
-        except re.error as error:
-            raise UserError(f"exclude={pattern!r} is not a regular expression ({error}).") from error
-        if not matched:
-            raise UserError(f"exclude={pattern!r} matches no parameter of the network; see its named_parameters().")
+        matched = matching(labels.program.shapes, [pattern])
         for (name, _), vector in labels.dimensions.items():
             computed = labels.sources(name) if name in labels.folded else set()
             if name in matched or computed & set(matched):
                 labels.lock(vector, f"exclude={pattern}")
+
+
+def matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """The names that any of these regular expressions matches.
+
+    Raises:
+        UserError: If one is no regular expression, or matches nothing.
+    """
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        try:
+            matched = [name for name in names if re.search(pattern, name)]
+        except re.error as error:
+            raise UserError(f"exclude={pattern!r} is not a regular expression ({error}).") from error
+        if not matched:
+            raise UserError(f"exclude={pattern!r} matches no parameter of the network; see its named_parameters().")
+        found |= dict.fromkeys(matched)
+    return list(found)

@@ -12,8 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from gnnrl_lightning.core.samples import IMAGENET
 from gnnrl_lightning.models.factory import ModelSpec, check_model, create_model, preprocessing_of
-from gnnrl_lightning.pruning.apply import load_pruned, save_pruned, uniform_plan
+from gnnrl_lightning.pruning.apply import uniform_plan
 from gnnrl_lightning.pruning.plan import PruningPlan
+from gnnrl_lightning.pruning.saved import load_pruned, save_pruned
 from gnnrl_lightning.topology import trace
 
 CODE = """

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from gnnrl_lightning.models.factory import ModelSpec, create_model
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
-from gnnrl_lightning.pruning.apply import apply_plan, load_pruned, save_pruned, uniform_plan
+from gnnrl_lightning.pruning.apply import apply_plan, uniform_plan
 from gnnrl_lightning.pruning.plan import GroupPlan, PruningPlan
+from gnnrl_lightning.pruning.saved import load_pruned, save_pruned
 from gnnrl_lightning.topology import Topology, trace
 
 PLAN = PruningPlan(
@@ -171,7 +172,7 @@ def test_a_pickle_is_never_run(saved: Path) -> None:
 
 def test_weights_of_other_widths_are_one_sentence(saved: Path, resnet8: nn.Module, topology8: Topology) -> None:
     uniform_plan(topology8, resnet8, keep=0.25).save(saved / "plan.json")
-    with pytest.raises(ValueError, match="size mismatch") as caught:
+    with pytest.raises(ValueError, match=r"belongs to another plan\.json than the one beside it") as caught:
         load_pruned(saved, resnet_cifar(8, 10))
     assert "\n" not in str(caught.value)
 
@@ -188,7 +189,8 @@ def test_missing_weights_and_a_missing_model_are_one_sentence(saved: Path) -> No
     "model", [{}, {"spec": {"nonsense": 1}}, {"spec": None}, {"spec": {"source": "cifar", "name": "x"}}]
 )
 def test_a_plan_with_a_damaged_network_is_one_sentence(saved: Path, model: dict) -> None:
-    replace(PruningPlan.load(saved / "plan.json"), model=model).save(saved / "plan.json")
+    plan = replace(PruningPlan.load(saved / "plan.json"), model=model)
+    save_pruned(saved, load_pruned(saved, resnet_cifar(8, 10)), plan)
     with pytest.raises(ValueError, match="does not say how to build its network") as caught:
         load_pruned(saved)
     assert "\n" not in str(caught.value)

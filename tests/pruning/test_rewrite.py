@@ -10,9 +10,10 @@ from tiny_networks import CASES, EXAMPLE, Net, ShuffleV2, Standardised, images, 
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from gnnrl_lightning.pruning.apply import apply_plan, load_pruned, save_pruned, uniform_plan
+from gnnrl_lightning.pruning.apply import apply_plan, uniform_plan
 from gnnrl_lightning.pruning.compare import relative_error
 from gnnrl_lightning.pruning.rewrite import rewrite
+from gnnrl_lightning.pruning.saved import load_pruned, save_pruned
 from gnnrl_lightning.pruning.verify import verified
 from gnnrl_lightning.topology import trace
 

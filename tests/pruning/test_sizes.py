@@ -66,7 +66,7 @@ REFUSE: dict[str, tuple[Tail, str]] = {
     ),
     "a crop that even sizes do not need": (
         lambda net, x, y: F.interpolate(y, scale_factor=2.0)[:, :, : x.shape[2], : x.shape[3]],
-        "at other sizes it computes something else",
+        "at other sizes it would compute something else",
     ),
     "a made-up number": (
         lambda net, x, y: y * (y.shape[2] ** 1.5),
