@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gnnrl_lightning.core.inputs import call
+from gnnrl_lightning.core.inputs import call, laid_out
+from gnnrl_lightning.core.layout import layout_to_learn
 from gnnrl_lightning.core.samples import Samples
 
 
@@ -33,12 +34,13 @@ def sgd_steps(
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=4e-5)
     # Dropout inside the network would draw from the global generator: fork it, so that the seed decides.
     device = images.device
+    layout = layout_to_learn(model, images[:2])
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
             torch.manual_seed(seed)
             for batch in islice(_batches(len(images), batch_size, seed), steps):
                 optimizer.zero_grad()
-                F.cross_entropy(call(model, images[batch]), labels[batch]).backward()
+                F.cross_entropy(call(model, laid_out(images[batch], layout)), labels[batch]).backward()
                 optimizer.step()
                 yield batch
     finally:

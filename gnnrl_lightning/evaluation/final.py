@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from gnnrl_lightning.core.inputs import Inputs, arguments_by_name, call, tensors_in
+from gnnrl_lightning.core.inputs import Inputs, arguments_by_name, call, laid_out, tensors_in
+from gnnrl_lightning.core.layout import layout_to_learn
 from gnnrl_lightning.core.ranks import agreed
 from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.reward import divergence
@@ -153,11 +154,12 @@ def finished(
         return None
     compared = targets(topology, topology.keep_mask(kept))
     log.info("finish: %d steps towards %d activations of the unpruned network", settings.steps, len(compared))
+    layout = layout_to_learn(student, judge.example)
     losses = finish(
         student,
         rewrite(model, topology, topology.all_channels()),
         compared,
-        (tuple(arguments_by_name(model, batch).values()) for batch in batches),
+        (tuple(arguments_by_name(model, laid_out(batch, layout)).values()) for batch in batches),
         settings.steps,
         settings.lr,
     )
