@@ -157,6 +157,7 @@ def test_the_same_search_by_command_and_by_library(tmp_path: Path) -> None:
     found.save(tmp_path / "found")
     mine = json.loads((tmp_path / "found" / "plan.json").read_text())
     # Only the command knows how to build the network and which images it saw.
+    assert mine.pop("saved").keys() == plan.pop("saved").keys()  # the command shows the finish its images augmented
     assert mine.pop("model") is None is mine.pop("data") and plan.pop("model") and plan.pop("data")
     assert json.dumps(mine) == json.dumps(plan)
     weights = [(tmp_path / folder / "pruned.safetensors").read_bytes() for folder in ("run", "found")]
@@ -207,6 +208,14 @@ WRONG: dict[str, tuple[Callable[[nn.Module, Tensor], Any], str]] = {
         "batches of data are dicts with pixels, label",
     ),
     "one image": (lambda n, x: gl.search(n, x[:1], 0.5, reward="kl"), "data has one sample"),
+    "targets from 1": (
+        lambda n, x: gl.search(n, (x, torch.full((len(x),), 10)), 0.5, **QUICK),
+        "a target is class 10, but the network gives 10 scores",
+    ),
+    "cost of fractions": (
+        lambda n, x: gl.search(n, x, 0.5, reward="kl", cost=lambda topology: lambda widths: widths.double().sum(-1)),
+        "cost failed (AssertionError: ",
+    ),
     "no targets": (lambda n, x: gl.search(n, x, 0.5), 'give reward="kl"'),
     "targets of maps": (lambda n, x: gl.search(n, (x, x), 0.5, agent="uniform"), "top-1 wants scores"),
     "channels": (lambda n, x: gl.search(n, x[:, :1], 0.5, reward="kl"), "cannot be traced"),

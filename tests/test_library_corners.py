@@ -2,12 +2,15 @@
 
 import os
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import numpy as np
 import pytest
+import rich
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import gnnrl_lightning as gl
 from gnnrl_lightning.core.numbers import millions
+from gnnrl_lightning.library.notebook import shown
 
 QUICK: dict[str, Any] = {"agent": "closed_form", "finish": {"steps": 3}}
 X = F.interpolate(torch.rand(64, 3, 4, 4, generator=torch.Generator().manual_seed(0)), scale_factor=4, mode="bilinear")
@@ -278,3 +282,52 @@ def test_a_plan_of_a_network_that_takes_neither_noise_nor_zeros() -> None:
     with pytest.raises(gl.UserError, match="or give an example of inputs"):
         gl.apply_plan(network, plan)
     assert gl.apply_plan(network, plan, example=powers[:2])(powers).isfinite().all()
+
+
+def test_data_that_comes_class_by_class_is_split_at_random(caplog: pytest.LogCaptureFixture) -> None:
+    network = Net(4)
+    labels = network(X).argmax(1)
+    order = labels.argsort()
+    with caplog.at_level("WARNING"):
+        found = gl.search(network, (X[order], labels[order]), 0.5, refit={"images": 20}, **QUICK)
+    prepared = found.explored.prepared
+    assert set(prepared.reward[1].tolist()) == set(prepared.training[1].tolist()) == set(labels.tolist())
+    assert "comes class by class" not in caplog.text  # all of it was read
+    with caplog.at_level("WARNING"):
+        few = {"refit": {"images": 20}, "importance": "l1", "recovery": "none"}
+        gl.search(network, (X[order], labels[order]), 0.5, reward_data=(X, labels), **few, **QUICK)
+    assert "data comes class by class, and only" in caplog.text
+
+
+def test_rewards_that_tell_nothing_apart_are_said_to(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING"):
+        gl.search(Net(), X, 0.5, score=lambda network: 1.0, **QUICK)
+    assert "networks have the same reward, so nothing was chosen between them" in caplog.text
+
+
+def test_what_is_found_is_shown_in_short() -> None:
+    found = gl.search(Net(), (X, Net()(X).argmax(1)), 0.5, **QUICK)
+    assert repr(found) == found.summary() and "original top-1 100.00 %, pruned top-1" in repr(found)
+    assert repr(found.plan).startswith("PruningPlan of 2 groups: ")
+    rewards = dict(found.rewards)
+    found.model.apply(lambda module: [parameter.data.zero_() for parameter in module.parameters(recurse=False)])
+    assert found.rewards == rewards, "they are of the network that was found"
+
+
+def test_a_batch_as_loaders_make_them_is_enough() -> None:
+    batch = next(iter(DataLoader(TensorDataset(X, Net()(X).argmax(1)), batch_size=64)))
+    assert isinstance(batch, list)
+    assert len(gl.search(Net(), batch, 0.5, **QUICK).explored.prepared.training[1]) == 32
+
+
+def test_bars_are_text_where_widgets_cannot_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    class CapturingDisplayPublisher:
+        pass
+
+    console = rich.get_console()
+    shell = SimpleNamespace(display_pub=CapturingDisplayPublisher())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setattr(console, "is_jupyter", True)
+    with shown():
+        assert not console.is_jupyter
+    assert console.is_jupyter

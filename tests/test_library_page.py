@@ -154,7 +154,7 @@ def test_the_first_example_and_lightnings_own_trainer() -> None:
     labelled = loader(images, network(images).argmax(1))
     first, (tuning,) = CODE.findall(PAGE)[0], blocks("## Fine-tuning")
     first = quick(first.replace("budget=0.5", "budget=0.5, agent='closed_form'"))
-    scope: dict[str, Any] = {"L": L, "torch": torch, "model": network, "loader": labelled}
+    scope: dict[str, Any] = {"L": L, "torch": torch, "model": network, "loader": labelled, "val_loader": labelled}
     exec(first, scope)
     assert Path("out/report.html").is_file()
     found, small = scope["found"], scope["small"]

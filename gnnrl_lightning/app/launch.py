@@ -2,10 +2,8 @@
 
 import ctypes
 import datetime
-import difflib
 import logging
 import os
-import re
 import shutil
 import signal
 import sys
@@ -15,13 +13,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 import gnnrl_lightning
-from gnnrl_lightning.app.config import SearchConfig, TrainConfig
+from gnnrl_lightning.app.messages import in_plain_words
 from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.training.noise import NOISE
 
@@ -119,25 +117,6 @@ def _give_up(error: Exception, code: int) -> NoReturn:
     """Says what to do in one line; the traceback is there with `debug=trace`."""
     if "debug=trace" in sys.argv:
         raise error
-    text = _plain(error) if isinstance(error, (HydraException, OmegaConfBaseException)) else str(error)
+    text = in_plain_words(error) if isinstance(error, (HydraException, OmegaConfBaseException)) else str(error)
     print(f"error: {' '.join(text.split())}", file=sys.stderr)
     sys.exit(code)
-
-
-def _plain(error: Exception) -> str:
-    """Hydra's most common messages in our words."""
-    text = f"{error} ({error.__cause__})" if error.__cause__ else str(error)
-    if unknown := re.search(r"Could not override '([^']+)'", text):
-        settings = {*SearchConfig.__dataclass_fields__, *TrainConfig.__dataclass_fields__}
-        near = [] if "." in unknown[1] else difflib.get_close_matches(unknown[1], settings, n=1)
-        return f"there is no setting {unknown[1]}{f'; do you mean {near[0]}' if near else ''}? --help lists all."
-    if no_list := re.search(r"Error merging override ([^=\s]+)=(\S+).*is not a ListConfig", text, re.DOTALL):
-        return f"{no_list[1]}={no_list[2]} must be a list, e.g. {no_list[1]}=[{no_list[2]}]."
-    if wrong := re.search(
-        r"Value '(.*?)' of type '\w+' could not be converted to (\w+).*full_key: (\S+)", text, re.DOTALL
-    ):
-        kind = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false"}.get(wrong[2], wrong[2])
-        return f"{wrong[3]}={wrong[1]} must be {kind}."
-    if isinstance(error, OverrideParseException) and "~" in error.override[1:]:  # in front it is Hydra's own, to delete
-        return f"{text} (a path with ~ must be written out, e.g. $HOME/…)"
-    return text

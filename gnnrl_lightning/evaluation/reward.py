@@ -38,6 +38,11 @@ def correct(model: nn.Module, images: Samples, labels: Tensor, batch_size: int) 
                 f"the network gives {what} for targets of shape {tuple(batch.shape)}; top-1 wants scores [N, classes] "
                 f"and classes [N]: give score=<function of a network>, or reward=kl."
             )
+        if start == 0 and int(labels.max()) >= scores.shape[1]:
+            raise UserError(
+                f"a target is class {int(labels.max())}, but the network gives {scores.shape[1]} scores; classes are "
+                f"numbered from 0."
+            )
         hits += int((scores.argmax(1) == batch).sum())
     return hits
 

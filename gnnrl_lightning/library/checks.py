@@ -65,7 +65,8 @@ def settings_of(given: dict[str, Any], alongside: dict[str, Any]) -> SearchSetti
                     f"{name}={part!r} is not possible; give a mapping of settings, or {name}=False for none."
                 )
             if unknown := sorted(part.keys() - {each.name for each in fields(kind)}):
-                raise UserError(f"{name} has no setting {', '.join(unknown)}.")
+                has = ", ".join(each.name for each in fields(kind))
+                raise UserError(f"{name} has no setting {', '.join(unknown)}; it has {has}.")
             values[name] = kind(**part)
     settings = SearchSettings(**values)
     check_types(settings)
@@ -93,7 +94,7 @@ def own_cost(make: Any, topology: Topology) -> Any:
     try:
         cost = make(topology)
         whole = cost(topology.full_widths())
-        assert int(whole) > 0, f"{whole} for the whole network"
+        assert int(whole) > 0 and not whole.is_floating_point(), f"{whole} for the whole network"
     except Exception as error:  # whatever the user's code raises
         raise UserError(
             f"cost failed ({type(error).__name__}: {error}); it must be a function of a Topology that gives a function "

@@ -38,6 +38,8 @@ def held(model: nn.Module, data: Any, most: int | None, name: str = "data") -> t
     if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], HeldImages | HeldInputs):
         samples, labels = data
         return samples.first(most), labels[:most]
+    if isinstance(data, list) and [type(each) for each in data] == [Tensor, Tensor] and data[0].dim() != data[1].dim():
+        data = tuple(data)  # a batch as loaders make them, and not two of inputs alone
     first = data[0] if isinstance(data, tuple) and data else None
     tensors = isinstance(first, list) and all(isinstance(each, Tensor) for each in first)
     whole = isinstance(data, Tensor | Mapping) or isinstance(first, Tensor | Mapping | tuple) or tensors
@@ -56,7 +58,15 @@ def held(model: nn.Module, data: Any, most: int | None, name: str = "data") -> t
     if labels is not None and len(labels) != len(samples):
         log.warning("%s has %d inputs and %d targets, which are not used", name, len(samples), len(labels))
         labels = None
+    if labels is not None and most is not None and total >= most and _sorted(labels[:most]):
+        log.warning("%s comes class by class, and only %d samples of it are read; shuffle it", name, most)
     return samples.first(most), labels if labels is None else labels[:most]
+
+
+def _sorted(labels: Tensor) -> bool:
+    """Whether classes come one after the other."""
+    classes = labels.dim() == 1 and not labels.is_floating_point() and len(labels) > 1
+    return classes and bool((labels.diff() >= 0).all())
 
 
 def _targets(parts: list[Any]) -> Tensor | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from gnnrl_lightning.core.files import write_csv, write_json
-from gnnrl_lightning.core.numbers import aligned, fixed, millions, percent
+from gnnrl_lightning.core.numbers import aligned, millions, percent
 from gnnrl_lightning.evaluation.final import Delivered
 from gnnrl_lightning.evaluation.protocol import SCORE, Protocol
 from gnnrl_lightning.problem.problem import Problem
@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # it takes all of Lightning
     from gnnrl_lightning.searching.explore import Explored
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Found:
     """A smaller network and how it was found.
 
@@ -44,12 +44,15 @@ class Found:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One row a network that was tried: reward, cost, widths and so on."""
+        """One row an episode: reward, cost, widths and so on; `cached` where the network was tried before."""
         return self.explored.module.history
 
     @cached_property
     def rewards(self) -> dict[str, float]:
-        """What the networks are worth on all reward data, see `SearchSettings.reward`; or their scores."""
+        """What the networks are worth on all reward data, see `SearchSettings.reward`; or their scores.
+
+        `original`, `pruned`, and `finished` where the finish was taken; measured once, when asked for first.
+        """
         networks = {"original": self.problem.prunable.original, "pruned": self.delivered.final.network}
         if self.delivered.finished:
             networks["finished"] = self.delivered.network
@@ -67,11 +70,18 @@ class Found:
         for name, of in counted.items():
             before, after = int(of(full)), int(of(widths))
             rows.append((name, millions(before), millions(after), percent(after / before)))
-        first, *_, last = self.rewards.values()
-        rows.append(("reward", fixed(first, 4), fixed(last, 4), ""))
         made = self.delivered.final.weights + (", finished" if self.delivered.finished else "")
         tried = sum(not row["cached"] for row in self.history)
-        return "\n".join([*aligned(rows), f"weights: {made}; {tried} networks were tried"])
+        worth = ", ".join(f"{name} {self._protocol.best(reward)}" for name, reward in self.rewards.items())
+        return "\n".join([*aligned(rows), worth, f"weights: {made}; {tried} networks were tried"])
+
+    def __repr__(self) -> str:
+        return self.summary()
+
+    @property
+    def _protocol(self) -> Protocol:
+        evaluator = self.explored.evaluator
+        return Protocol(SCORE if evaluator.judge.score is not None else self.explored.prepared.settings.reward)
 
     def save(self, folder: Path | str) -> Path:
         """Writes `pruned.safetensors` and `plan.json`, which `load_pruned` reads, `history.csv` and `rewards.json`.
@@ -110,8 +120,8 @@ class Found:
             name: {"top1": None, "reward": reward} for name, reward in self.rewards.items()
         }
         counted = {"train": len(prepared.training[0]), "reward": len(judge.samples)}
-        said = f"Rewards are taken on {counted['reward']:,} samples that nothing else was learned from."
-        reward = SCORE if judge.score is not None else prepared.settings.reward
+        images = f"Rewards are taken on {counted['reward']:,} samples from which the search learned nothing else."
+        reward = self._protocol.reward
         parts = {"importance": prepared.importance, "recovery": prepared.recovery}
         results = {
             "model": type(networks["original"]).__name__,
@@ -120,7 +130,7 @@ class Found:
             **{name: type(part).__name__ for name, part in parts.items()},
             "seed": prepared.settings.seed,
             "command": None,
-            "protocol": asdict(Protocol(reward, images=said if reward != SCORE else "")),
+            "protocol": asdict(Protocol(reward, images=images if reward != SCORE else "")),
             "images": counted,
             "seconds": {"networks tried": sum(float(row["seconds"]) for row in self.history)},
             **results_of_search(explored, self.delivered, networks, sizes, worth),

@@ -28,6 +28,7 @@ from gnnrl_lightning.library.checks import (
 from gnnrl_lightning.library.components import by_name, component, default
 from gnnrl_lightning.library.feeding import held
 from gnnrl_lightning.library.found import Found
+from gnnrl_lightning.library.notebook import shown
 from gnnrl_lightning.problem.problem import Problem, make_prunable
 from gnnrl_lightning.pruning.apply import make_plan
 from gnnrl_lightning.settings import SearchSettings
@@ -85,10 +86,12 @@ def search(
     # Imported here: Lightning takes seconds.
     from lightning.pytorch.utilities.seed import isolate_rng
 
+    from gnnrl_lightning.searching.explore import quiet
+
     given = {"agent": agent, "importance": importance, "recovery": recovery, "cost": cost}
     chosen = {group: default(group) if choice is None else choice for group, choice in given.items()}
     # The agent draws, a loader may, and so does the check of a network with dropout; the finish needs gradients.
-    with isolate_rng(), torch.inference_mode(False), torch.enable_grad():
+    with quiet(), isolate_rng(), torch.inference_mode(False), torch.enable_grad(), shown():
         return _search(model, data, budget, reward_data, score, chosen, settings)
 
 
@@ -102,7 +105,7 @@ def _search(
     settings: dict[str, Any],
 ) -> Found:
     """As `search`, with chosen parts by what they are."""
-    from gnnrl_lightning.searching.explore import explore, fit_here, quiet, seed_all
+    from gnnrl_lightning.searching.explore import explore, fit_here, seed_all
     from gnnrl_lightning.searching.preparation import Preparation, wanted_images
 
     original = copied(unwrapped(model)).eval()
@@ -137,8 +140,7 @@ def _search(
     )
     seed_all(asked.seed)
     task = prepared.task
-    with quiet():
-        agent = parts["agent"](task=task) if by_name(chosen["agent"]) else parts["agent"](task)
+    agent = parts["agent"](task=task) if by_name(chosen["agent"]) else parts["agent"](task)
     evaluator = prepared.make_evaluator(device, _EVAL_BATCH, score=score)
     fit = partial(fit_here, device=device, protocol=Protocol(SCORE if score else asked.reward))
     explored = explore(prepared, agent, evaluator, fit)
@@ -147,7 +149,9 @@ def _search(
     delivered = deliver(explored.evaluator, kept, asked, shown)
     about = {"budget": budget, "cost": getattr(cost, "name", type(cost).__name__), "seed": asked.seed}
     about["agent"] = _name(chosen["agent"], agent)
-    return Found(problem, replace(make_plan(prunable.topology, kept), about=about), explored, delivered)
+    found = Found(problem, replace(make_plan(prunable.topology, kept), about=about), explored, delivered)
+    _ = found.rewards  # now: the caller may train the network further
+    return found
 
 
 def _name(choice: Any, agent: Any) -> str:
@@ -171,7 +175,8 @@ def _splits(
         raise UserError("data has one sample; give more, of which half become rewards, or reward_data=….")
     rewards = min(_REWARD_IMAGES, len(inputs) // 2)
     log.info("%d samples of data are for rewards, %d for all else", rewards, len(inputs) - rewards)
-    parts = [slice(rewards, None), slice(rewards)]
+    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))  # they may come class by class
+    parts = [order[rewards:], order[:rewards]]
     shared = inputs.shared if isinstance(inputs, HeldInputs) else None
     first, second = ((HeldInputs(inputs[part], shared), None if targets is None else targets[part]) for part in parts)
     return first, second

@@ -27,7 +27,7 @@ class GroupPlan:
     kept: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PruningPlan:
     """Which channels of which group stay. Groups that are not named stay whole.
 
@@ -56,6 +56,10 @@ class PruningPlan:
     rewritten: bool = False
     saved: dict[str, Any] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        whole, kept = (sum(widths) for widths in ((group.width for group in self.groups), self.widths))
+        return f"PruningPlan of {len(self.groups)} groups: {kept:,} of {whole:,} channels stay"
 
     @property
     def widths(self) -> list[int]:
@@ -94,6 +98,7 @@ class PruningPlan:
             UserError: If the file is missing or is not a plan.
         """
         path = Path(path)
+        path = path / "plan.json" if path.is_dir() else path
         if not path.is_file():
             raise UserError(f"plan={path} does not exist; give the plan.json of a finished search.")
         try:

@@ -8,8 +8,7 @@ where a padding is computed from them.)
 """
 
 import math
-import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,24 +19,19 @@ from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.core.inputs import Inputs, changed, drawn
 from gnnrl_lightning.pruning.compare import RELATIVE_TOLERANCE, error_of, evaluated
 from gnnrl_lightning.pruning.program import masked_output, run, tensors_of
+from gnnrl_lightning.pruning.size_expressions import FixedSizeError, SizeExpressions
 from gnnrl_lightning.topology import Topology
-from gnnrl_lightning.topology.program import SIZE, Program
+from gnnrl_lightning.topology.program import Program
 from gnnrl_lightning.topology.shuffle import fuse_shuffles, name_indices
 from gnnrl_lightning.topology.trace import read_program
 
 Way = Callable[[int, int], int]
 """Another size of a dimension, from the one that it has and its place from the last dimension."""
-_Values = tuple[int, ...]
-"""The same number in every trace."""
 
 ODD: Way = lambda size, place: size + 13 + 4 * place  # noqa: E731
 MULTIPLE: Way = lambda size, place: (2 + place % 2) * size  # noqa: E731
 """For networks that halve their maps and want to meet them again."""
 _OTHER_MULTIPLE: Way = lambda size, place: (5 - 2 * (place % 2)) * size  # noqa: E731
-
-
-class _FixedError(Exception):
-    """Why a program holds for one size of images alone."""
 
 
 def follow_sizes(topology: Topology) -> None:
@@ -50,7 +44,7 @@ def follow_sizes(topology: Topology) -> None:
         try:
             _follow(topology)
             program.fixed = ""
-        except _FixedError as reason:
+        except FixedSizeError as reason:
             program.fixed = str(reason)
 
 
@@ -78,10 +72,10 @@ def _follow(topology: Topology) -> None:
         if len(traces) == 3:
             break
     else:
-        raise _FixedError("the network takes no other size, or runs other operations there")
+        raise FixedSizeError("the network takes no other size, or runs other operations there")
     for name, value in program.constants.items():
         if not all(torch.equal(each.constants[name], value) for each in traces[1:]):
-            raise _FixedError(f"{name} is made for it")
+            raise FixedSizeError(f"{name} is made for it")
     _replace(topology, traces)
 
 
@@ -134,14 +128,14 @@ def _outline(program: Program) -> list[Any]:
 def _replace(topology: Topology, traces: list[Program]) -> None:
     """Puts operations that give sizes in the place of numbers."""
     program = topology.program
-    sizes = _Sizes(program.graph)
+    sizes = SizeExpressions(program.graph)
     try:
         changes = _changes(sizes, traces)
         follow = program.downstream(sizes.made)
         for name in topology.folds:
             if topology.labels.folded[name] in follow:
-                raise _FixedError(f"the weight {name} is computed for it")
-    except _FixedError:
+                raise FixedSizeError(f"the weight {name} is computed for it")
+    except FixedSizeError:
         for node in reversed(sizes.made):
             program.graph.erase_node(node)
         raise
@@ -149,7 +143,7 @@ def _replace(topology: Topology, traces: list[Program]) -> None:
         node.args, node.kwargs = args, kwargs
 
 
-def _changes(sizes: "_Sizes", traces: list[Program]) -> list[tuple[fx.Node, Any, Any]]:
+def _changes(sizes: SizeExpressions, traces: list[Program]) -> list[tuple[fx.Node, Any, Any]]:
     """Operations of the first trace with their new arguments."""
     changes = []
     for nodes in zip(*(list(each.graph.nodes) for each in traces), strict=True):
@@ -160,107 +154,3 @@ def _changes(sizes: "_Sizes", traces: list[Program]) -> list[tuple[fx.Node, Any,
             changes.append((nodes[0], *pytree.tree_unflatten(new, flat[0][1])))
         sizes.add(nodes)
     return changes
-
-
-class _Sizes:
-    """The sizes of the activations so far that differ between traces, and operations that give them.
-
-    Args:
-        graph: Of the first trace, which gets these operations.
-
-    Attributes:
-        made: These operations.
-    """
-
-    def __init__(self, graph: fx.Graph):
-        self.graph = graph
-        self.made: list[fx.Node] = []
-        self._known: dict[_Values, tuple[fx.Node, int]] = {}
-        self._own: dict[fx.Node, dict[_Values, tuple[fx.Node, int]]] = {}
-
-    def add(self, nodes: tuple[fx.Node, ...]) -> None:
-        """Takes notice of the sizes of an operation's result, one node a trace."""
-        results = [node.meta.get("val") for node in nodes]
-        own: dict[_Values, tuple[fx.Node, int]] = {}
-        for d, values in enumerate(zip(*(x.shape for x in results if isinstance(x, Tensor)), strict=True)):
-            # A symbol depends on the number of images.
-            if not any(isinstance(value, torch.SymInt) for value in values) and len(set(values)) > 1:
-                own[values] = nodes[0], d
-        self._own[nodes[0]] = own
-        self._known |= own
-
-    def of(self, node: fx.Node, values: tuple[Any, ...]) -> Any:
-        """What an argument of an operation is at any size, from what it is in each trace."""
-        if all(type(value) in (int, float) for value in values) and len(set(values)) > 1:
-            with self.graph.inserting_before(node):
-                return self._expression(node, values)
-        if not any(isinstance(value, fx.Node) for value in values) and any(value != values[0] for value in values):
-            raise _FixedError(f"{Program.place(node)} has another {type(values[0]).__name__} at each size")
-        return values[0]
-
-    def _expression(self, node: fx.Node, values: tuple[Any, ...]) -> fx.Node:
-        if all(float(value).is_integer() for value in values):
-            found = self._integer(node, tuple(map(int, values)))
-        else:  # the mean of a map as its sum times 1 / (h · w)
-            parts = tuple(round(1 / value) if value else 0 for value in values)
-            near = all(part and abs(part * value - 1) < 1e-9 for part, value in zip(parts, values, strict=True))
-            found = self._integer(node, parts) if near else None
-            found = found and self._call(operator.truediv, 1.0, found)
-        if found is None:
-            raise _FixedError(f"{Program.place(node)} has a number that follows none ({', '.join(map(str, values))})")
-        return found
-
-    def _integer(self, node: fx.Node, values: _Values) -> fx.Node | None:
-        """The simplest expression for these values, of the operation's own operands if possible."""
-        known: dict[_Values, tuple[fx.Node, int]] = {}
-        for source in node.all_input_nodes:
-            known |= self._own.get(source, {})
-        known |= {each: self._known[each] for each in reversed(self._known) if each not in known}
-        if values in known:
-            return self._size(*known[values])
-        for each, place in known.items():
-            times = _quotient(values, each)
-            if times in known:
-                return self._call(operator.mul, self._size(*place), self._size(*known[times]))
-        for each, place in known.items():
-            times = _quotient(values, each)
-            if times and len(set(times)) == 1:
-                return self._call(operator.mul, self._size(*place), times[0])
-            parts = round(each[0] / values[0]) if values[0] else 0
-            if parts > 1 and all(size // parts == value for size, value in zip(each, values, strict=True)):
-                return self._call(operator.floordiv, self._size(*place), parts)
-        for each, place in known.items():
-            more = {value - size for value, size in zip(values, each, strict=True)}
-            if len(more) == 1:
-                return self._call(operator.add, self._size(*place), more.pop())
-        for each, place in known.items():
-            times = _quotient(values, each)
-            rest = times and self._integer_product(known, times)
-            if rest:
-                return self._call(operator.mul, self._size(*place), rest)
-        return None
-
-    def _integer_product(self, known: dict[_Values, tuple[fx.Node, int]], values: _Values) -> fx.Node | None:
-        """A multiple of a size."""
-        for each, place in known.items():
-            times = _quotient(values, each)
-            if times and len(set(times)) == 1:
-                return self._call(operator.mul, self._size(*place), times[0])
-        return None
-
-    def _size(self, node: fx.Node, dimension: int) -> fx.Node:
-        return self._call(torch.ops.aten.sym_size.int, node, dimension)
-
-    def _call(self, target: Callable[..., Any], *operands: Any) -> fx.Node:
-        made = self.graph.call_function(target, operands)
-        values = [x.meta["val"] if isinstance(x, fx.Node) else x for x in operands]
-        made.meta["val"] = values[0].shape[values[1]] if isinstance(values[0], Tensor) else target(*values)
-        made.meta[SIZE] = True
-        self.made.append(made)
-        return made
-
-
-def _quotient(values: _Values, divisors: Iterable[int]) -> _Values | None:
-    """Value by value, if none leaves a remainder."""
-    pairs = list(zip(values, divisors, strict=True))
-    return None if any(not b or a % b for a, b in pairs) else tuple(a // b for a, b in pairs)

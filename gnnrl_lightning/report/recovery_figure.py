@@ -13,8 +13,10 @@ def recovery_figure(record: Record) -> Figure:
     """Top-1 on the reward split during the fine-tuning, with the level of the original network if it is known."""
     images = [point["images"] for point in record.recovery]
     top1 = [point["top1"] for point in record.recovery]
+    best = max(top1)
+    kept = "" if best == top1[-1] else f"; its best, {fixed(best, 2)} %, is kept"
     figure, axes = new_figure(
-        f"Fine-tuning takes the network from {fixed(top1[0], 2)} % to {fixed(top1[-1], 2)} % on the reward images"
+        f"Fine-tuning takes the network from {fixed(top1[0], 2)} % to {fixed(top1[-1], 2)} % on the reward images{kept}"
     )
     axes.plot(images, top1, color=BLUE, linewidth=2, marker="o", markersize=4, label="pruned network")
     original = record.results.get("reward_top1_original")

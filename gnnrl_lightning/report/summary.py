@@ -11,6 +11,9 @@ _WEIGHTS = {
     "refitted in sequence": "refitted layer after layer",
 }
 
+_MEASURABLE = 10.0
+"""Errors beyond so many times the variance say no more than that."""
+
 
 def summary(results: dict[str, Any]) -> list[str]:
     """What stands below the table of networks: the budget, the levels of the reward, where the weights come from."""
@@ -68,12 +71,16 @@ def finish_line(results: dict[str, Any]) -> str | None:
         return None
     first, last = finish["error"]
     if finish["divergence"] is None:
-        (before, after), what, better = finish["scores"], "score {} to {}", finish["scores"][1] > finish["scores"][0]
+        (before, after), what = finish["scores"], "score {} to {}"
     else:
         (before, after), what = finish["divergence"], "divergence from the unpruned network {} to {} nats"
-        better = after < before
     line = (
         f"finished: {what.format(fixed(before, 3), fixed(after, 3))}, "
-        f"error of the activations {percent(first)} to {percent(last)}"
+        f"error of the activations {_capped(first)} to {_capped(last)}"
     )
-    return line if better else f"{line}; not taken"
+    return line if finish["taken"] else f"{line}; not taken"
+
+
+def _capped(error: float) -> str:
+    """Of a network that knows nothing it may be any number."""
+    return percent(error) if error <= _MEASURABLE else f"over {percent(_MEASURABLE)}"

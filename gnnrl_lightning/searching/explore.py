@@ -70,11 +70,16 @@ def explore(
         fit: Runs the search under a trainer.
         shaping: Settings that a search which is resumed must have had.
     """
-    settings, plans = prepared.settings, prepared.task.plans
+    settings, plans, env = prepared.settings, prepared.task.plans, prepared.env
     module = SearchModule(agent, prepared.env, settings.episodes, settings.seed, shaping or {}, plans)
     if plans is not None and not hasattr(agent, "begin"):
         log.info("agent=%s starts as its paper says: it cannot begin at a plan", type(agent).__name__)
     fit(module)
+    if len({row["reward"] for row in module.history}) == 1 and len(env.rewards) > 1:
+        log.warning(
+            "all %d networks have the same reward, so nothing was chosen between them; take rewards on data that the "
+            "network was not trained on, or reward=kl", len(env.rewards),
+        )  # fmt: skip
     widths, reward = agreed(evaluator.winner(module.finalists(settings.finalists), module.best["reward"]))
     return Explored(prepared, evaluator, module, widths, reward)
 

@@ -58,7 +58,14 @@ def results_of_search(
         "budget_check": budget_check(problem.cost, costs, deployed, batches[0], device),
         "levels": {"uniform": env.reward(prepared.task.uniform)} | levels,
         "weights": {"from": final.weights, "rewards": final.rewards},
-        "finish": learned and {"error": learned.error, "divergence": learned.divergence, "scores": learned.scores},
+        "finish": learned
+        and {
+            "taken": learned.taken,
+            "error": learned.error,
+            "divergence": learned.divergence,
+            "scores": learned.scores,
+            "rewards": learned.rewards,
+        },
         "versions": {"torch": torch.__version__, "lightning": L.__version__},
     }
 

@@ -4,12 +4,15 @@ import logging
 from typing import Any
 
 import lightning as L
+from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from gnnrl_lightning.core.numbers import duration
 from gnnrl_lightning.training.supervised import SupervisedModule
 
 log = logging.getLogger(__name__)
+
+_WIDE = 110
 
 
 class Bar(L.Callback):
@@ -30,9 +33,10 @@ class Bar(L.Callback):
             done: How many an earlier run has done.
         """
         if trainer.is_global_zero:
-            columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
+            wide = get_console().width >= _WIDE  # else there is room for the numbers alone
+            columns = (MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
             state = TextColumn("{task.fields[state]}")  # last, because short lines cut the end
-            self._bar = Progress(*columns, state)
+            self._bar = Progress(TextColumn(name), *([BarColumn()] if wide else []), *columns, state)
             self._task = self._bar.add_task(name, total=total, completed=done, state="")
             self._bar.start()
 

@@ -13,7 +13,8 @@ from torchvision.models import shufflenet_v2_x0_5
 from gnnrl_lightning.data import IMAGENET, HeldImages
 from gnnrl_lightning.evaluation import final
 from gnnrl_lightning.evaluation.evaluator import Evaluator
-from gnnrl_lightning.evaluation.final import Finished, final_network, finished
+from gnnrl_lightning.evaluation.final import final_network
+from gnnrl_lightning.evaluation.finished import Finished, finished
 from gnnrl_lightning.evaluation.judge import Judge
 from gnnrl_lightning.evaluation.recovery import BatchNormRecovery, recalibrate
 from gnnrl_lightning.importance.reconstruction import ReconstructionError
@@ -99,6 +100,12 @@ def test_what_made_it_worse_is_not_taken(search: Evaluator) -> None:
     network = final_network(search, kept).network
     found = learn(search, network, kept, lr=3.0)
     assert found.divergence[1] > found.divergence[0] and found.network is network
+
+
+@pytest.mark.parametrize(("after", "taken"), [(-20.0, True), (-26.0, True), (-35.0, False)])
+def test_a_finish_that_costs_more_accuracy_than_chance_is_not_taken(after: float, taken: bool) -> None:
+    found = Finished(nn.Identity(), (0.5, 0.4), (0.3, 0.1), None, (-20.0, after), 8.0)
+    assert found.taken == taken
 
 
 def test_a_learning_rate_that_diverges_is_named(search: Evaluator, caplog: pytest.LogCaptureFixture) -> None:

@@ -102,7 +102,7 @@ def test_what_was_learned_without_labels_and_where_the_search_began_stand_below(
 ) -> None:
     numbers = {"top1": 80.0, "macs": 10, "params": 10, "latency_ms": 1.0, "latency_ratio": 1.0}
     networks = [{"name": name, **numbers} for name in ("original", "closed-form", "pruned", "finished")]
-    finish = {"error": [0.3, 0.12], "divergence": [0.5, 0.25]}
+    finish = {"taken": True, "error": [0.3, 0.12], "divergence": [0.5, 0.25]}
     _, text = read(write_report(make_run(tmp_path, networks=networks, finish=finish)))
     assert "Finished: divergence from the unpruned network 0.500 to 0.250 nats, error of the activations 30.0 %" in text
     assert "Closed-form: the best plan of the error curves" in text

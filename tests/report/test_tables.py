@@ -149,6 +149,6 @@ def test_sweep_table_has_a_column_only_for_what_differs(sweep: Path) -> None:
 
 
 def test_a_finish_that_made_it_worse_says_so() -> None:
-    line = finish_line({"finish": {"error": (0.3, 0.1), "divergence": (0.2, 0.21)}})
+    line = finish_line({"finish": {"taken": False, "error": (0.3, 0.1), "divergence": (0.2, 0.21)}})
     assert line is not None and line.endswith("; not taken")
     assert finish_line({}) is None and finish_line({"finish": None}) is None
