@@ -64,7 +64,7 @@ def _prune(config: DictConfig) -> float:
     folder = run.folder
     if has_ended(run):
         log.info("%s has ended with these settings; it is not run again", folder)
-        return cast(float, json.loads((folder / "results.json").read_text())["reward"]["whole_split"])
+        return cast(float, json.loads((folder / "results.json").read_text(encoding="utf-8"))["reward"]["whole_split"])
     asked = ask(run, cfg)
     clock = {"base": time.perf_counter()}
     prepared, agent = prepare(asked)

@@ -1,12 +1,12 @@
 """How images lie in memory: channels last where a network can."""
 
-import copy
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from gnnrl_lightning.core.copies import copied
 from gnnrl_lightning.core.inputs import Inputs, call, laid_out, tensors_in
 
 _ENOUGH = 16
@@ -53,7 +53,7 @@ def layout_to_learn(model: nn.Module, images: Inputs) -> torch.memory_format:
 
 def _crashes(model: nn.Module, images: Inputs) -> bool:
     """Whether a network may not learn with channels last."""
-    twin = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
+    twin = copied(model).eval().to(memory_format=torch.channels_last)
     with _Crashes() as found:
         call(twin, laid_out(images, torch.channels_last))
     return found.seen

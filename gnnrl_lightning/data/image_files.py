@@ -19,6 +19,7 @@ from gnnrl_lightning.core.checks import UserError
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+_MOST_16 = 2**16 - 1
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class ImageFiles:
         """
         try:
             with Image.open(io.BytesIO(self._read(index)), formats=_FORMATS) as image:
-                return image.convert("RGB")
+                return _rgb(image)
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise UserError(
                 f"{self.names[index]} in {self.path} cannot be read as an image; remove or mend it, "
@@ -67,6 +68,22 @@ class ImageFiles:
         with open(self.source, "rb") as file:
             file.seek(offset)
             return file.read(size)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any image as 8-bit RGB, as torchvision's loaders have it; but 16 bits are scaled to 8 and not cut off.
+
+    Raises:
+        SyntaxError: If values have no known range, as those of floating point numbers.
+    """
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)  # 16 bits a pixel, which Pillow would cut off at 255
+        if values.min() < 0 or values.max() > _MOST_16:
+            raise SyntaxError(f"values from {values.min()} to {values.max()} are not of 16 bits")
+        image = Image.fromarray(np.round(values * (255 / _MOST_16)).astype(np.uint8))
+    elif image.mode == "F":
+        raise SyntaxError("floating point numbers have no range")
+    return image.convert("RGB")
 
 
 def is_tar(path: Path) -> bool:

@@ -1,6 +1,5 @@
 """The finish of the network that a search hands on: what it learns without labels, and whether that is taken."""
 
-import copy
 import logging
 import math
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from gnnrl_lightning.core.copies import copied
 from gnnrl_lightning.core.inputs import Inputs, arguments_by_name, call, laid_out, tensors_in
 from gnnrl_lightning.core.layout import layout_to_learn
 from gnnrl_lightning.core.ranks import agreed
@@ -104,7 +104,7 @@ def finished(
         settings.steps,
         settings.lr,
     )
-    result = copy.deepcopy(network)
+    result = copied(network)
     _copy_tensors(student, result)
     if not math.isfinite(losses[-1]):
         log.warning("finish diverged with finish.lr=%g; lower it, e.g. finish.lr=%g", settings.lr, settings.lr / 10)

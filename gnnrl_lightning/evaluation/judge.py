@@ -1,10 +1,9 @@
 """What a network is worth on the reward split, in any of the ways that a reward can be."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
+from gnnrl_lightning.core.copies import copied
 from gnnrl_lightning.core.inputs import Inputs, changed
 from gnnrl_lightning.core.layout import to_fastest_layout
 from gnnrl_lightning.core.samples import Samples
@@ -90,7 +89,7 @@ class Judge:
 
     def of_finished(self, network: nn.Module) -> float:
         """The reward of a network that is handed on, on the whole split."""
-        return self(network if self.score is None else copy.deepcopy(network))
+        return self(network if self.score is None else copied(network))
 
     @torch.no_grad()
     def log_probabilities(self, network: nn.Module) -> list[Tensor]:

@@ -1,12 +1,12 @@
 """What a caller of `gl.search` gives, checked: one sentence for each mistake."""
 
-import copy
 from dataclasses import fields
 from typing import Any
 
 from torch import Tensor, nn
 
 from gnnrl_lightning.core.checks import UserError
+from gnnrl_lightning.core.copies import copied
 from gnnrl_lightning.core.samples import Samples
 from gnnrl_lightning.evaluation.reward import Score
 from gnnrl_lightning.settings import FinishConfig, RefitConfig, SearchSettings, check_types
@@ -16,30 +16,10 @@ Split = tuple[Samples, Tensor | None]
 """Inputs, and their targets if there are any."""
 
 
-def check_model(model: Any) -> None:
-    """Raise UserError unless it is a network with parameters."""
-    if not isinstance(model, nn.Module):
-        hint = "load_state_dict it into the network first" if isinstance(model, dict) else "the network comes first"
-        raise UserError(f"model is a {type(model).__name__}; it must be the trained network, an nn.Module: {hint}.")
-    if next(model.parameters(), None) is None:
-        raise UserError(f"{type(model).__name__} has no parameters, so there is nothing to prune.")
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside torch.compile, DataParallel or DistributedDataParallel."""
-    while True:
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model
-
-
-def copied(model: nn.Module) -> nn.Module:
+def copy_of(model: nn.Module) -> nn.Module:
     """A copy, which the search may change."""
     try:
-        return copy.deepcopy(model)
+        return copied(model)
     except Exception as error:  # whatever an attribute of the user's network raises
         raise UserError(
             f"{type(model).__name__} cannot be copied ({str(error).splitlines()[0]}); if it keeps what an earlier call "

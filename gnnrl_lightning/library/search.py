@@ -11,19 +11,18 @@ from torch import Tensor, nn
 
 from gnnrl_lightning.core.checks import UserError, require_fraction
 from gnnrl_lightning.core.inputs import Inputs, changed
+from gnnrl_lightning.core.networks import check_model, unwrapped
 from gnnrl_lightning.core.samples import HeldInputs, Samples
 from gnnrl_lightning.evaluation.final import deliver
 from gnnrl_lightning.evaluation.protocol import SCORE, Protocol
 from gnnrl_lightning.evaluation.reward import Score
 from gnnrl_lightning.library.checks import (
     Split,
-    check_model,
     check_parts,
     check_targets,
-    copied,
+    copy_of,
     own_cost,
     settings_of,
-    unwrapped,
 )
 from gnnrl_lightning.library.components import by_name, component, default
 from gnnrl_lightning.library.feeding import held
@@ -108,7 +107,7 @@ def _search(
     from gnnrl_lightning.searching.explore import explore, fit_here, seed_all
     from gnnrl_lightning.searching.preparation import Preparation, wanted_images
 
-    original = copied(unwrapped(model)).eval()
+    original = copy_of(unwrapped(model)).eval()
     device = next(original.parameters()).device
     parts, alongside = dict(chosen), dict[str, Any]()
     for group, choice in chosen.items():

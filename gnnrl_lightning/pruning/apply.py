@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gnnrl_lightning.core.checks import UserError, require_fraction
 from gnnrl_lightning.core.inputs import Inputs, changed, described, description
+from gnnrl_lightning.core.networks import check_model, unwrapped
 from gnnrl_lightning.pruning.channels import magnitude, most_important
 from gnnrl_lightning.pruning.plan import GroupPlan, PruningPlan
 from gnnrl_lightning.pruning.verify import verified
@@ -35,6 +36,10 @@ def apply_plan(model: nn.Module, plan: PruningPlan, example: Inputs | None = Non
         UserError: If the plan is for another network, or the result would be another function, or the network's
             outputs are not finite, so that nothing can be compared.
     """
+    if not isinstance(plan, PruningPlan):
+        raise UserError(f"plan is a {type(plan).__name__}; the order is apply_plan(model, plan).")
+    check_model(model)
+    model = unwrapped(model)
     topology, kept = located(model, plan, example)
     return verified(model, topology, kept)
 
@@ -53,6 +58,10 @@ def uniform_plan(
     Raises:
         UserError: If an argument is out of range.
     """
+    if not isinstance(topology, Topology):
+        raise UserError(f"topology is a {type(topology).__name__}; the order is uniform_plan(topology, model).")
+    check_model(model)
+    model = unwrapped(model)
     require_fraction("keep", keep)
     if isinstance(importance, str):
         if importance not in ("l1", "l2"):

@@ -1,6 +1,5 @@
 """Two networks compared: on what, with which weights, and how far apart they are."""
 
-import copy
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from gnnrl_lightning.core.copies import copied
 from gnnrl_lightning.core.inputs import Inputs, call, changed
 from gnnrl_lightning.topology import Topology
 from gnnrl_lightning.topology.program import Program
@@ -51,7 +51,7 @@ def _redrawn(model: nn.Module, least: float) -> nn.Module:
             else:
                 new.normal_(0, wanted, generator=generator)
         drawn[id(value)] = nn.Parameter(new.to(value), value.requires_grad)
-    return copy.deepcopy(model, drawn)
+    return copied(model, drawn)
 
 
 def uneven(topology: Topology) -> list[list[int]]:
@@ -82,7 +82,7 @@ def relative_error(result: Tensor, reference: Tensor) -> float:
 @torch.no_grad()
 def evaluated(model: nn.Module, images: Inputs, precision: torch.dtype = torch.float32) -> Any:
     """The outputs of a network, of which a copy is used up."""
-    return call(copy.deepcopy(model).to("cpu", precision).eval(), changed(images, Tensor.clone))
+    return call(copied(model).to("cpu", precision).eval(), changed(images, Tensor.clone))
 
 
 def error_of(outputs: Any, reference: Any) -> float:

@@ -15,6 +15,7 @@ from torch import nn
 from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.core.files import write_bytes
 from gnnrl_lightning.core.inputs import described, drawn
+from gnnrl_lightning.core.networks import unwrapped
 from gnnrl_lightning.pruning.apply import located
 from gnnrl_lightning.pruning.compare import evaluated, floats
 from gnnrl_lightning.pruning.plan import PruningPlan
@@ -42,6 +43,10 @@ def save_pruned(folder: Path | str, small: nn.Module, plan: PruningPlan) -> None
     Raises:
         UserError: If the network is not pruned.
     """
+    if not isinstance(small, nn.Module) or not isinstance(plan, PruningPlan):
+        given = type(small).__name__, type(plan).__name__
+        raise UserError(f"a {given[0]} and a {given[1]} are given; the order is save_pruned(folder, network, plan).")
+    small = unwrapped(small)
     if _is_whole(small, plan):
         raise UserError(
             f"{type(small).__name__} has all channels that the plan removes; save what apply_plan(model, plan) gives."
@@ -76,6 +81,7 @@ def load_pruned(folder: Path | str, model: nn.Module | None = None) -> nn.Module
     if not path.is_file():
         raise UserError(f"{path} does not exist; the run did not reach its end.")
     _check_files(path, plan)
+    model = None if model is None else unwrapped(model)
     if model is None:
         model = _build(plan, folder / "plan.json")
     small = (rewrite if plan.rewritten else prune)(model, *located(model, plan))

@@ -1,10 +1,10 @@
 """Surgery: the network without the channels that a plan drops. One index selection per parameter dimension."""
 
-import copy
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, fx, nn
 
+from gnnrl_lightning.core.copies import copied
 from gnnrl_lightning.pruning.program import cut
 from gnnrl_lightning.pruning.rewrite import is_rewritten
 from gnnrl_lightning.topology import Topology
@@ -30,7 +30,7 @@ def prune(
             value = value.clone()
         small[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
     # deepcopy takes what the memo holds: every other attribute is copied, each tensor arrives already pruned.
-    pruned = copy.deepcopy(model, small)
+    pruned = copied(model, small)
     if is_rewritten(pruned):  # the original was; what is pruned now is pruned by surgery
         assert isinstance(pruned, fx.GraphModule)
         pruned = fx.GraphModule(pruned, pruned.graph, class_name=type(pruned).__name__)

@@ -1,6 +1,5 @@
 """No pruned network is handed out before it was compared with the original without the removed channels."""
 
-import copy
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnrl_lightning.core.checks import UserError
+from gnnrl_lightning.core.copies import copied
 from gnnrl_lightning.core.inputs import Inputs, call, changed, drawn, repeated
 from gnnrl_lightning.pruning.compare import RELATIVE_TOLERANCE, error_of, evaluated, floats, probes, uneven
 from gnnrl_lightning.pruning.program import masked_output, tensors_of
@@ -150,7 +150,7 @@ def _trains(model: nn.Module, images: Inputs) -> bool:
     """Whether `forward` runs in train mode, where it may have branches that the trace does not show."""
     try:
         with torch.no_grad():
-            call(copy.deepcopy(model).cpu().float().train(), changed(images, Tensor.clone))
+            call(copied(model).cpu().float().train(), changed(images, Tensor.clone))
     except Exception:  # whatever the user's forward raises
         return False
     return True

@@ -179,9 +179,15 @@ class Labels:
             self.fix(parameter, reason)
             self.lock(labels, reason)
 
-    def note_sizes(self, path: str, kind: type[nn.Module], **labels: Tensor | tuple[int, Tensor]) -> None:
-        """Notes which attributes of a module count channels, if it is of the standard kind; see `Size`."""
-        if isinstance(self.program.modules.get(path), kind):
+    def note_sizes(self, node: fx.Node, kind: type[nn.Module], **labels: Tensor | tuple[int, Tensor]) -> None:
+        """Notes which attributes of an operation's module count channels, if it is of the standard kind; see `Size`.
+
+        That is the module that issued it, or the owner of its weight: one in a slice of a list has another path.
+        """
+        weights = (self.program.state.get(source.name, "") for source in node.all_input_nodes)
+        paths = [Program.module_path(node), *(name.rpartition(".")[0] for name in weights if "." in name)]
+        path = next((path for path in paths if isinstance(self.program.modules.get(path), kind)), None)
+        if path is not None:
             for attribute, value in labels.items():
                 position, vector = value if isinstance(value, tuple) else (None, value)
                 self.sizes.append(Size(path, attribute, position, vector))

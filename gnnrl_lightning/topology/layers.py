@@ -63,7 +63,7 @@ def _convolution(
         state.readers[weight.name] = 1
         state.reads.add(node.name)
     _tie_vectors(state, outputs, bias)
-    state.note_sizes(Program.module_path(node), nn.modules.conv._ConvNd, **attributes)
+    state.note_sizes(node, nn.modules.conv._ConvNd, **attributes)
     state.products.append(Product(node.name, factor, outputs, read))
     return spread(outputs, result, 1)
 
@@ -110,7 +110,7 @@ def _transposed_convolution(
         state.readers[weight.name] = 0
         state.reads.add(node.name)
     _tie_vectors(state, outputs, bias)
-    state.note_sizes(Program.module_path(node), nn.modules.conv._ConvNd, **attributes)
+    state.note_sizes(node, nn.modules.conv._ConvNd, **attributes)
     state.products.append(Product(node.name, factor, inputs, written))
     return spread(outputs, Program.shape(node), 1)
 
@@ -127,7 +127,7 @@ def _linear(state: Labels, node: fx.Node, x: Tensor, weight: Any, bias: Any = No
     state.readers[weight.name] = 1
     state.reads.add(node.name)
     _tie_vectors(state, outputs, bias)
-    state.note_sizes(Program.module_path(node), nn.Linear, in_features=inputs, out_features=outputs)
+    state.note_sizes(node, nn.Linear, in_features=inputs, out_features=outputs)
     state.products.append(Product(node.name, factor, outputs, inputs))
     return spread(outputs, Program.shape(node), x.dim() - 1)
 
@@ -136,7 +136,7 @@ def _batch_norm(state: Labels, node: fx.Node, x: Tensor, *args: Any, **kwargs: A
     parameters = [value for value in (*args, *kwargs.values()) if isinstance(value, Parameter)]
     channels = along(state, x, 1)
     _tie_vectors(state, channels, *parameters)
-    state.note_sizes(Program.module_path(node), nn.modules.batchnorm._NormBase, num_features=channels)
+    state.note_sizes(node, nn.modules.batchnorm._NormBase, num_features=channels)
     return spread(channels, x.shape, 1)
 
 
@@ -151,7 +151,7 @@ def _layer_norm(
         state.restricted[node.name] = x.dim() - 1
         _tie_vectors(state, channels, *(value for value in (weight, bias) if isinstance(value, Parameter)))
         for kind in (nn.LayerNorm, nn.RMSNorm):
-            state.note_sizes(Program.module_path(node), kind, normalized_shape=(0, channels))
+            state.note_sizes(node, kind, normalized_shape=(0, channels))
         return spread(channels, x.shape, x.dim() - 1)
     return x
 
@@ -161,10 +161,9 @@ def _group_norm(
 ) -> Tensor:
     channels = along(state, x, 1)
     _tie_vectors(state, channels, weight, bias)
-    path = Program.module_path(node)
-    state.note_sizes(path, nn.GroupNorm, num_channels=channels)
+    state.note_sizes(node, nn.GroupNorm, num_channels=channels)
     if groups == x.shape[1]:
-        state.note_sizes(path, nn.GroupNorm, num_groups=channels)
+        state.note_sizes(node, nn.GroupNorm, num_groups=channels)
     else:
         state.restricted[node.name] = 1
         state.blocks.append(channels.reshape(groups, -1))
@@ -175,7 +174,7 @@ def _prelu(state: Labels, node: fx.Node, x: Tensor, weight: Any) -> Tensor:
     if weight.shape.numel() > 1:
         channels = along(state, x, 1)
         _tie_vectors(state, channels, weight)
-        state.note_sizes(Program.module_path(node), nn.PReLU, num_parameters=channels)
+        state.note_sizes(node, nn.PReLU, num_parameters=channels)
     return x
 
 

@@ -174,7 +174,6 @@ def _indexes_channels(name: str, labels: Tensor, *args: Any) -> bool:
 
 def pad(state: Labels, node: fx.Node, x: Tensor, pad: list[int], mode: str = "constant", value: Any = None) -> Tensor:
     """Zeros beside channels are channels without a producer: they follow what they are later added to."""
-    path = Program.module_path(node)
     adjustable = mode == "constant" and min(pad) >= 0
     for i, (left, right) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
         d = x.dim() - 1 - i
@@ -188,7 +187,7 @@ def pad(state: Labels, node: fx.Node, x: Tensor, pad: list[int], mode: str = "co
             parts = [x]
             for side, count in ((2 * i, left), (2 * i + 1, right)):
                 zeros = state.fresh(count)
-                state.note_sizes(path, nn.modules.padding._ConstantPadNd, padding=(side, zeros))
+                state.note_sizes(node, nn.modules.padding._ConstantPadNd, padding=(side, zeros))
                 beside = spread(zeros, torch.Size([*x.shape[:d], count, *x.shape[d + 1 :]]), d)
                 parts = [beside, *parts] if side == 2 * i else [*parts, beside]
             x = _concatenate(parts, d)

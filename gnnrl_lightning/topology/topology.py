@@ -114,7 +114,7 @@ class Topology:
 
     def operation_macs(self, widths: Tensor | None = None) -> Tensor:
         """Multiply-accumulates of each operation for one image, [..., operations] for widths [..., G]."""
-        return self._macs(self.full_widths() if widths is None else widths)
+        return self._macs(self.full_widths() if widths is None else torch.as_tensor(widths))
 
     @overload
     def macs(self, widths: None = None) -> int: ...
@@ -146,6 +146,7 @@ class Topology:
         """
         if widths is None:
             return int(self.parameters(self.full_widths()))
+        widths = torch.as_tensor(widths)
         whole = (widths == self.full_widths()).all(-1)
         return torch.where(whole, self._unpruned, self._parameters(widths).sum(-1).round().long())
 

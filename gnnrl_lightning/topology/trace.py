@@ -1,6 +1,5 @@
 """Reads a network as a `Program`."""
 
-import copy
 import io
 import logging
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from gnnrl_lightning.core.checks import UserError
+from gnnrl_lightning.core.copies import copied
 from gnnrl_lightning.core.inputs import (
     Inputs,
     arguments_by_name,
@@ -48,7 +48,7 @@ def read_program(model: nn.Module, example: Inputs) -> Program:
         # eval() on a copy: tracing must not touch the caller's train/eval flags. On the CPU, where the trace is run to
         # check what is pruned; parameters that are there are shared, not copied.
         tensors = (*model.parameters(), *model.buffers())
-        twin = copy.deepcopy(model, {id(tensor): _on_cpu(tensor) for tensor in tensors}).eval()
+        twin = copied(model, {id(tensor): _on_cpu(tensor) for tensor in tensors}).eval()
         with torch.no_grad(), _quiet():
             exported = torch.export.export(twin, args, kwargs, dynamic_shapes=any_batch, strict=False)
     except Exception as error:

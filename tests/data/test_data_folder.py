@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gnnrl_lightning.data import IMAGENET, FolderDataModule
+from gnnrl_lightning.data import IMAGENET, FolderDataModule, image_files
 from gnnrl_lightning.data.image_files import index_files
 from gnnrl_lightning.data.module import root_path
 
@@ -314,3 +314,40 @@ def test_real_imagenet_decodes_only_what_is_used() -> None:
     images, held = data.tensors("reward", 4)
     assert images.pixels.shape == (4, 3, 224, 224) and images[:].std() > 0.3
     assert torch.equal(held, data.splits["reward"].labels[:4])
+
+
+def png(array: np.ndarray, mode: str | None = None, **options: Any) -> bytes:
+    image = Image.fromarray(array)
+    buffer = io.BytesIO()
+    (image.convert(mode) if mode else image).save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+GREY = np.array([[0, 128, 255]], dtype=np.uint8)
+COLOURS = np.array([[[255, 0, 0], [0, 255, 0]]], dtype=np.uint8)
+KINDS: dict[str, tuple[bytes, list[list[int]]]] = {
+    "16 bits": (png(np.array([[0, 32768, 65535]], dtype=np.uint16)), [[0] * 3, [128] * 3, [255] * 3]),
+    "grey": (png(GREY), [[0] * 3, [128] * 3, [255] * 3]),
+    "one bit": (png(np.array([[0, 255]], dtype=np.uint8), "1"), [[0] * 3, [255] * 3]),
+    "grey and alpha": (png(GREY, "LA"), [[0] * 3, [128] * 3, [255] * 3]),
+    "alpha": (png(np.dstack([COLOURS, [[255, 0]]]).astype(np.uint8)), [[255, 0, 0], [0, 255, 0]]),
+    "palette": (png(COLOURS, "P"), [[255, 0, 0], [0, 255, 0]]),
+    "palette with transparency": (png(COLOURS, "P", transparency=0), [[255, 0, 0], [0, 255, 0]]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_image_has_its_colours(kind: str, tmp_path: Path) -> None:
+    data, wanted = KINDS[kind]
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.png").write_bytes(data)
+    assert np.asarray(index_files(tmp_path).open(0))[0].tolist() == wanted
+
+
+def test_cmyk_and_numbers_without_a_range(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a" / "x.jpg", quality=100)
+    found = np.asarray(index_files(tmp_path).open(0)).astype(int)
+    assert abs(found - [255, 0, 0]).max() <= 4
+    with pytest.raises(SyntaxError, match="no range"):
+        image_files._rgb(Image.new("F", (2, 2)))

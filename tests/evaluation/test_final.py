@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from torchvision.models import shufflenet_v2_x0_5
 
 from gnnrl_lightning.data import IMAGENET, HeldImages
-from gnnrl_lightning.evaluation import final
 from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.final import final_network
 from gnnrl_lightning.evaluation.finished import Finished, finished
@@ -123,7 +122,7 @@ def test_a_network_that_is_no_graph_stays_as_it_is(
 
     kept = halved(search)
     network = final_network(search, kept).network
-    monkeypatch.setattr(final, "rewrite", fails)
+    monkeypatch.setattr("gnnrl_lightning.evaluation.finished.rewrite", fails)
     with caplog.at_level("INFO"):
         assert finished(search, kept, network, shown(images_of(8, 16, 0)), FinishConfig()) is None
     assert "ResNet does not run as a graph (no rule)" in caplog.text

@@ -1,0 +1,29 @@
+"""What is given as a network."""
+
+from typing import Any
+
+from torch import nn
+
+from gnnrl_lightning.core.checks import UserError
+
+
+def check_model(model: Any) -> None:
+    """Raise UserError unless it is a network with parameters."""
+    if not isinstance(model, nn.Module):
+        hint = "load_state_dict it into the network first" if isinstance(model, dict) else "the network comes first"
+        raise UserError(f"model is a {type(model).__name__}; it must be the trained network, an nn.Module: {hint}.")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UserError(f"{type(model).__name__} has weights on the meta device, without values; load them first.")
+    if next(model.parameters(), None) is None:
+        raise UserError(f"{type(model).__name__} has no parameters, so there is nothing to prune.")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside torch.compile, DataParallel or DistributedDataParallel."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
