@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 from gnnrl_lightning.core.inputs import Inputs
 from gnnrl_lightning.topology import Topology
 from gnnrl_lightning.topology.program import SIZE, Program
+from gnnrl_lightning.topology.values import Parameter
 
 Layer = Callable[[Tensor], Any]
 """An operation as a function of the activation whose channels it reads."""
@@ -113,8 +114,12 @@ class Walk:
             values[node] = read(node, values[source], layer)
         elif restricted is not None and node.name in labels.restricted:
             values[node] = restricted(node, values)
-        elif node.name in labels.folded and node.name in self._tensors:
-            values[node] = self._tensors[node.name]
+        elif (
+            isinstance(fold := labels.outputs.get(node.name), Parameter)
+            and fold.name in labels.folded
+            and (fold.name in self._tensors and fold.moved is None)
+        ):
+            values[node] = self._tensors[fold.name]
         else:
             values[node] = self._result(node, values)
         for source in node.all_input_nodes:

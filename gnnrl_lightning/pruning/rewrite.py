@@ -22,8 +22,8 @@ from gnnrl_lightning.pruning.resize import RULES
 from gnnrl_lightning.pruning.sizes import fault_at_another_size, follow_sizes
 from gnnrl_lightning.topology import Topology
 from gnnrl_lightning.topology.label_vectors import spread
-from gnnrl_lightning.topology.labels import Parameter
 from gnnrl_lightning.topology.program import SIZE, Program
+from gnnrl_lightning.topology.values import Parameter
 
 ORIGIN = "gnnrl_lightning.origin"
 """In a node's `meta`: the name of the traced operation that it stands for."""
@@ -94,6 +94,10 @@ class Rewriter:
         self._example = arguments_by_name(model, self.program.example)
         self.values = values
         self._folded = folded_tensors(model, topology)
+        labels = topology.labels
+        self._folds = {
+            node: name for name in self._folded for node in (labels.folded[name], *labels.repeats.get(name, ()))
+        }
         self._sized = self.program.sized
         self._constants = self._needed_constants()
         self._root: dict[str, Any] = {}
@@ -132,13 +136,8 @@ class Rewriter:
     def _node(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
             return self._placeholder(node)
-        if node.name in self._folded:
-            whole = self.values.get(node.name, self._folded[node.name])
-            value = cut(whole, node.name, self.topology, self.mask).detach().clone()
-            sources = [self.tensors[name] for name in self.topology.labels.sources(node.name)]
-            if any(isinstance(source, nn.Parameter) for source in sources):
-                value = nn.Parameter(value, any(source.requires_grad for source in sources))
-            return self.attribute(".".join(filter(None, (Program.module_path(node), node.name))), value)
+        if (fold := self._folds.get(node)) is not None:
+            return self._fold(fold)
         if SIZE in node.meta and self.program.fixed:
             return node.meta["val"]
         if node.name in self.topology.labels.constants and node not in self._sized:
@@ -146,6 +145,18 @@ class Rewriter:
         rule = RULES.get(Program.operation(node))
         new = rule(self, node) if rule and isinstance(self.labels(node.args[0]), Tensor) else None
         return self.copy(node) if new is None else new
+
+    def _fold(self, name: str) -> fx.Node:
+        """A tensor that was computed from parameters is one; what computed it again reads the same."""
+        labels = self.topology.labels
+        path = ".".join(filter(None, (Program.module_path(labels.folded[name]), name)))
+        if path in self._root:
+            return self._graph.get_attr(path)
+        value = cut(self.values.get(name, self._folded[name]), name, self.topology, self.mask).detach().clone()
+        sources = [self.tensors[source] for source in labels.sources(name)]
+        if any(isinstance(source, nn.Parameter) for source in sources):
+            value = nn.Parameter(value, any(source.requires_grad for source in sources))
+        return self.attribute(path, value)
 
     def _needed_constants(self) -> dict[fx.Node, Any]:
         """Values that depend on nothing: kept as buffers, which move to a GPU with the network."""

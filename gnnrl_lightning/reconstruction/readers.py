@@ -9,8 +9,8 @@ from torch import Tensor, fx
 
 from gnnrl_lightning.reconstruction.layouts import Layout, Linear, convolution
 from gnnrl_lightning.topology import Topology
-from gnnrl_lightning.topology.labels import Parameter
 from gnnrl_lightning.topology.program import Program
+from gnnrl_lightning.topology.values import Parameter
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def find_readers(topology: Topology) -> tuple[list[Reader], list[str]]:
         if node.name not in labels.reads:
             continue
         name = tensor_name(topology, weight_of(node))
-        if name not in labels.readers:
+        if name not in labels.readers or name in labels.unrefitted:
             source = labels.outputs[node.all_input_nodes[0].name]
             if isinstance(source, Tensor) and (topology.slots_of(source) >= 0).any():
                 other.append(node.name)
@@ -110,8 +110,6 @@ def tensor_name(topology: Topology, node: Any) -> str:
     """The parameter, buffer or folded tensor that an operand is; empty where it is none."""
     if not isinstance(node, fx.Node):
         return ""
-    if node.name in topology.labels.folded:
-        return node.name
     value = topology.labels.outputs.get(node.name)
     return value.name if isinstance(value, Parameter) else ""
 

@@ -18,57 +18,7 @@ from torch.utils import _pytree as pytree
 from gnnrl_lightning.topology.blocks import balanced_sets, components, merged
 from gnnrl_lightning.topology.label_vectors import LOCKED, compact, fixed
 from gnnrl_lightning.topology.program import Program, shape_of
-
-
-@dataclass(frozen=True)
-class Constant:
-    """A tensor without channels of its own: a mask, a fill value, a table of positions."""
-
-    shape: torch.Size
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A parameter or buffer on its way to an operation, in its shape there.
-
-    `moved` says which of its elements lies where by then, if any has moved.
-    """
-
-    name: str
-    shape: torch.Size
-    moved: Tensor | None = None
-
-    @property
-    def index(self) -> Tensor:
-        """Which of its elements lies where; made when asked for, because it is as large as the parameter twice."""
-        return torch.arange(self.shape.numel()).view(self.shape) if self.moved is None else self.moved
-
-
-@dataclass(frozen=True)
-class Size:
-    """A module attribute that counts channels, e.g. `Conv2d.in_channels`: after surgery it is the number kept.
-
-    `position` is the place inside a tuple attribute, or None for a plain integer.
-    """
-
-    module: str
-    attribute: str
-    position: int | None
-    labels: Tensor
-
-
-@dataclass(frozen=True)
-class Product:
-    """Multiply-accumulates of one operation: factor · (kept rows) · (kept columns).
-
-    `rows` and `columns` are label vectors (output and input channels of the weight); None where the operation has no
-    parameter, and then `factor` alone counts.
-    """
-
-    node: str
-    factor: int
-    rows: Tensor | None = None
-    columns: Tensor | None = None
+from gnnrl_lightning.topology.values import Parameter, Product, Size
 
 
 @dataclass
@@ -78,6 +28,9 @@ class Labels:
     Attributes:
         shapes: Shape of every parameter and buffer, and of every tensor that is folded.
         folded: Name of each tensor that the network computes from parameters alone, to the operation that gives it.
+        repeats: Operations that compute a folded tensor again, by the name of the first that did.
+        masked: Weights that are multiplied with buffers on their way, and these: both lose the same channels.
+        unrefitted: Weights that no layer reads as they are: masked ones, or read along different dimensions.
         dimensions: (parameter, buffer or folded tensor, dimension) to its label vector, one label a position.
         readers: Weight to the dimension along which it reads its inputs; depth-wise weights read none.
         reads: The operations that sum over the channels of their first argument.
@@ -95,6 +48,9 @@ class Labels:
     program: Program
     shapes: dict[str, torch.Size]
     folded: dict[str, fx.Node] = field(default_factory=dict)
+    repeats: dict[str, list[fx.Node]] = field(default_factory=dict)
+    masked: list[tuple[str, str]] = field(default_factory=list)
+    unrefitted: set[str] = field(default_factory=set)
     dimensions: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     readers: dict[str, int] = field(default_factory=dict)
     reads: set[str] = field(default_factory=set)
@@ -107,16 +63,27 @@ class Labels:
     constants: set[str] = field(default_factory=set)
     batched: set[str] = field(default_factory=set)
     _next: int = LOCKED + 1
+    _computed: dict[str, str] = field(default_factory=dict)
     _pairs: list[Tensor] = field(default_factory=list)
 
     def fold(self, node: fx.Node) -> Parameter:
         """Takes what is computed from parameters alone, e.g. a standardised weight, for a parameter of its own.
 
-        It is one in the rewritten network. Surgery leaves its sources whole.
+        It is one in the rewritten network, however often it is computed. Surgery leaves its sources whole. What is
+        computed with buffers would lose them so, and stays whole.
         """
+        first = self._computed.setdefault(self.program.formula(node), node.name)
+        if first != node.name:
+            self.repeats.setdefault(first, []).append(node)
+            return Parameter(first, self.shapes[first])
         self.shapes[node.name] = Program.shape(node)
         self.folded[node.name] = node
-        return Parameter(node.name, self.shapes[node.name])
+        parameter = Parameter(node.name, self.shapes[node.name])
+        tables = {self.program.state.get(index) for index in self.program.indices}  # which no training changes
+        buffers = self.sources(node.name) - self.program.parameters - tables
+        if buffers and self.sources(node.name) & self.program.parameters:
+            self.fix(parameter, f"{Program.place(node)} computes with the buffer {min(buffers)}")
+        return parameter
 
     def sources(self, fold: str) -> set[str]:
         """Parameters and buffers that a folded tensor is computed from."""
@@ -147,6 +114,12 @@ class Labels:
         """Says that a parameter's positions along `dimension` belong to these channels."""
         known = self.dimensions.setdefault((name, dimension), labels)
         self.unite(known, labels)
+
+    def reads_along(self, weight: Parameter, dimension: int) -> None:
+        """Says that a layer reads its inputs along this dimension of a weight."""
+        along = weight.at(dimension)
+        if self.readers.setdefault(weight.name, along) != along or weight.order is not None:
+            self.unrefitted.add(weight.name)
 
     def fix(self, parameter: Parameter, reason: str) -> None:
         """Says that a parameter is used in a way that has no rule: none of its dimensions may shrink."""

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from gnnrl_lightning.topology.label_vectors import LOCKED, spread, varies
-from gnnrl_lightning.topology.labels import Labels, Parameter, Product, along, images, unknown
+from gnnrl_lightning.topology.labels import Labels, along, images, unknown
 from gnnrl_lightning.topology.program import Program
+from gnnrl_lightning.topology.values import Parameter, Product
 
 LOCKED_ROW = torch.tensor([LOCKED])
 """The single input column of a depth-wise weight."""
@@ -57,10 +58,10 @@ def _convolution(
         columns = inputs.reshape(groups, -1)
         read = columns[0]  # of one block; all keep equally many
         state.blocks += [columns, outputs.reshape(groups, -1)]
-    state.tie(weight.name, 0, outputs)
-    state.tie(weight.name, 1, columns)
+    state.tie(weight.name, weight.at(0), outputs)
+    state.tie(weight.name, weight.at(1), columns)
     if columns is not LOCKED_ROW:
-        state.readers[weight.name] = 1
+        state.reads_along(weight, 1)
         state.reads.add(node.name)
     _tie_vectors(state, outputs, bias)
     state.note_sizes(node, nn.modules.conv._ConvNd, **attributes)
@@ -104,10 +105,10 @@ def _transposed_convolution(
         columns = outputs.reshape(groups, -1)
         written = columns[0]  # by one block; all keep equally many
         state.blocks += [inputs.reshape(groups, -1), columns]
-    state.tie(weight.name, 0, inputs)
-    state.tie(weight.name, 1, columns)
+    state.tie(weight.name, weight.at(0), inputs)
+    state.tie(weight.name, weight.at(1), columns)
     if columns is not LOCKED_ROW:
-        state.readers[weight.name] = 0
+        state.reads_along(weight, 0)
         state.reads.add(node.name)
     _tie_vectors(state, outputs, bias)
     state.note_sizes(node, nn.modules.conv._ConvNd, **attributes)
@@ -122,9 +123,9 @@ def _linear(state: Labels, node: fx.Node, x: Tensor, weight: Any, bias: Any = No
         state.products.append(Product(node.name, factor * rows.numel()))
         return unknown(state, node, [x, weight, bias])
     inputs, outputs = along(state, x, -1), state.fresh(rows[0])
-    state.tie(weight.name, 0, outputs)
-    state.tie(weight.name, 1, inputs)
-    state.readers[weight.name] = 1
+    state.tie(weight.name, weight.at(0), outputs)
+    state.tie(weight.name, weight.at(1), inputs)
+    state.reads_along(weight, 1)
     state.reads.add(node.name)
     _tie_vectors(state, outputs, bias)
     state.note_sizes(node, nn.Linear, in_features=inputs, out_features=outputs)

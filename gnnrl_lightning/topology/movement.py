@@ -7,8 +7,9 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from gnnrl_lightning.topology.label_vectors import compact, fixed, spread, varies
-from gnnrl_lightning.topology.labels import Constant, Labels, Parameter, locked
+from gnnrl_lightning.topology.labels import Labels, locked
 from gnnrl_lightning.topology.program import Program
+from gnnrl_lightning.topology.values import Constant, Parameter
 
 JOIN = frozenset("cat concat stack".split())
 RESHAPE = frozenset("flatten view reshape _unsafe_view unflatten view_as reshape_as".split())

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, fx
 
 from gnnrl_lightning.topology.label_vectors import fixed, spread, varies
-from gnnrl_lightning.topology.labels import Labels, Parameter, Product, along, images, unknown
+from gnnrl_lightning.topology.labels import Labels, along, images, unknown
 from gnnrl_lightning.topology.program import Program, concrete, shape_of
+from gnnrl_lightning.topology.values import Parameter, Product
 
 
 def _matmul(state: Labels, node: fx.Node, a: Any, b: Any) -> Any:
@@ -77,9 +78,9 @@ def _outer(labels: Tensor) -> bool:
 
 def _product_with_weight(state: Labels, node: fx.Node, x: Tensor, weight: Parameter) -> Tensor:
     inputs, outputs = along(state, x, -1), state.fresh(weight.shape[1])
-    state.tie(weight.name, 0, inputs)
-    state.tie(weight.name, 1, outputs)
-    state.readers[weight.name] = 0
+    state.tie(weight.name, weight.at(0), inputs)
+    state.tie(weight.name, weight.at(1), outputs)
+    state.reads_along(weight, 0)
     state.reads.add(node.name)
     state.products.append(Product(node.name, images(state, x.shape[:-1]), inputs, outputs))
     return spread(outputs, Program.shape(node), x.dim() - 1)

@@ -1,5 +1,6 @@
 """A network as a program: a flat list of tensor operations with shapes and module paths."""
 
+import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +76,18 @@ class Program:
     def sized(self) -> set[fx.Node]:
         """Operations that give sizes, and what depends on them; none where the program holds for one size alone."""
         return set() if self.fixed else self.downstream(node for node in self.graph.nodes if SIZE in node.meta)
+
+    def formula(self, node: fx.Node) -> str:
+        """What an operation computes, down to parameters and inputs: equal for equal computations."""
+        known: dict[fx.Node, str] = {}
+        needed = self.upstream([node])
+        for each in self.graph.nodes:
+            if each in needed:
+                arguments = fx.node.map_arg((each.args, each.kwargs), known.__getitem__)
+                leaf = each.op == "placeholder"
+                text = self.state.get(each.name, each.name) if leaf else f"{each.target}{arguments}"
+                known[each] = text if leaf else hashlib.sha256(text.encode()).hexdigest()
+        return known[node]
 
     def tensors(self, nodes: Iterable[fx.Node]) -> set[str]:
         """Names of the parameters and buffers among operations."""

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from torch.utils import _pytree as pytree
 
 from gnnrl_lightning.topology import layers, movement, products
 from gnnrl_lightning.topology.label_vectors import fixed, spread, varies
-from gnnrl_lightning.topology.labels import Constant, Labels, Parameter, Product, along, locked, unknown
+from gnnrl_lightning.topology.labels import Labels, along, locked, unknown
 from gnnrl_lightning.topology.program import Program, concrete, shape_of
+from gnnrl_lightning.topology.values import Constant, Parameter, Product
 
 COPY = frozenset("clone contiguous detach detach_ alias to _to_copy type_as lift_fresh_copy".split())
 ACTIVATION = frozenset(
@@ -64,6 +66,7 @@ def propagate(program: Program) -> Labels:
         elif isinstance(values.get(node), Constant) and node.name not in state.batched:
             state.constants.add(node.name)
         state.outputs[node.name] = values.get(node)
+    _tie_masks(state)
     return state
 
 
@@ -147,11 +150,52 @@ def _folded(state: Labels, nodes: Any, values: Any) -> Any:
         if not isinstance(value, Parameter) or not isinstance(node, fx.Node):
             return value
         intact = value.moved is None or (value.shape == state.shapes[value.name] and value.moved.is_contiguous())
+        if not intact and (order := _order(value, state.shapes[value.name])) is not None:
+            return replace(value, order=order)
         return value if intact else state.fold(node)
 
     if isinstance(values, dict):
         return {name: whole(nodes[name], value) for name, value in values.items()}
     return [whole(node, value) for node, value in zip(nodes, values, strict=True)]
+
+
+def _order(value: Parameter, shape: torch.Size) -> tuple[int, ...] | None:
+    """Which dimension of a parameter lies where, if its dimensions have changed places; None if more has happened."""
+    assert value.moved is not None
+    places = sorted(range(len(value.shape)), key=lambda d: value.index.stride(d), reverse=True)
+    if len(value.shape) != len(shape) or not torch.equal(
+        value.index.permute(places), Parameter(value.name, shape).index
+    ):
+        return None
+    return tuple(places.index(d) for d in range(len(places)))
+
+
+def _masked(state: Labels, name: str, operands: list[Any], shape: torch.Size) -> Parameter | None:
+    """A weight that is multiplied with buffers element by element, as in masked convolutions: still that weight."""
+    parameters = [value for value in operands if isinstance(value, Parameter)]
+    whole = [value for value in parameters if value.name in state.program.parameters and value.shape == shape]
+    buffers = [value for value in parameters if value.name not in state.program.parameters]
+    plain = all(value.moved is None and value.name in state.program.shapes for value in parameters)
+    fitting = all(b.shape.numel() == 1 or len(b.shape) == len(shape) for b in buffers)
+    if (
+        name not in COMBINE
+        or len(whole) != 1
+        or not buffers
+        or len(operands) != len(parameters)
+        or not (plain and fitting)
+    ):
+        return None
+    state.masked += [(whole[0].name, buffer.name) for buffer in buffers if buffer.shape.numel() > 1]
+    state.unrefitted.add(whole[0].name)
+    return whole[0]
+
+
+def _tie_masks(state: Labels) -> None:
+    """Buffers lose the channels of the weights that they are multiplied with."""
+    for weight, buffer in state.masked:
+        for d, size in enumerate(state.shapes[buffer]):
+            if size > 1 and (weight, d) in state.dimensions:
+                state.tie(buffer, d, state.dimensions[weight, d])
 
 
 def _without_activations(state: Labels, node: fx.Node, name: str, args: Any, kwargs: Any, operands: list[Any]) -> Any:
@@ -163,6 +207,8 @@ def _without_activations(state: Labels, node: fx.Node, name: str, args: Any, kwa
         if name in (movement.MOVE | movement.CUT) - movement.JOIN and callable(node.target):
             moved = node.target(parameters[0].index, *args[1:], **kwargs)
             return pytree.tree_map(lambda index: Parameter(parameters[0].name, index.shape, index), moved)
+    if isinstance(node.meta.get("val"), Tensor) and (weight := _masked(state, name, operands, Program.shape(node))):
+        return weight
     if name in products.LAYERS:
         state.products.append(Product(node.name, products.counted(node)))  # once for the whole batch
     batched = any(source.name in state.batched for source in node.all_input_nodes)

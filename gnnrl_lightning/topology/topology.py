@@ -11,8 +11,9 @@ from gnnrl_lightning.core.numbers import aligned, percent
 from gnnrl_lightning.topology.closed_form import Count, Products
 from gnnrl_lightning.topology.groups import collect
 from gnnrl_lightning.topology.label_vectors import LOCKED, compact, distinct, varies
-from gnnrl_lightning.topology.labels import Labels, Product, Size
+from gnnrl_lightning.topology.labels import Labels
 from gnnrl_lightning.topology.program import Program
+from gnnrl_lightning.topology.values import Product, Size
 
 
 class Topology:
@@ -199,7 +200,9 @@ class Topology:
         """Names of the network's parameters: what is folded and shrinks stands for those that it is computed from."""
         # The output, and what is changed in place and not read by name.
         ends = [node for node in self.program.graph.nodes if not node.users and node.op != "placeholder"]
-        read = self.program.upstream(ends, without={self.labels.folded[name] for name in self.folds})
+        folded = {self.labels.folded[name] for name in self.folds}
+        folded |= {node for name in self.folds for node in self.labels.repeats.get(name, ())}
+        read = self.program.upstream(ends, without=folded)
         left = self.program.tensors(read)
         folds = {name for name in self.folds if self.labels.sources(name) & self.program.parameters}
         return (left & self.program.parameters) | folds
