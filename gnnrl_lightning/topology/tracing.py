@@ -7,6 +7,7 @@ from torch import nn
 from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.core.inputs import Inputs
 from gnnrl_lightning.core.networks import check_model, unwrapped
+from gnnrl_lightning.topology.attributes import note_attributes
 from gnnrl_lightning.topology.rules import propagate
 from gnnrl_lightning.topology.shuffle import fuse_shuffles, name_indices
 from gnnrl_lightning.topology.topology import Topology
@@ -51,6 +52,7 @@ def trace(
     name_indices(program)
     fuse_shuffles(program.graph)
     labels = propagate(program)
+    note_attributes(labels)
     exclude_layers(labels, exclude)
     if keep_ends:
         keep_both_ends(labels)

@@ -172,13 +172,12 @@ class Blur(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.channels = 8
         row = torch.tensor([1.0, 2.0, 1.0]) / 4
         self.register_buffer("kernel", torch.outer(row, row).expand(8, 1, 3, 3).clone())
         self.conv = nn.Conv2d(8, 6, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.conv2d(F.pad(x, (1, 1, 1, 1), "reflect"), self.kernel, stride=2, groups=self.channels)
+        x = F.conv2d(F.pad(x, (1, 1, 1, 1), "reflect"), self.kernel, stride=2, groups=8)
         return self.conv(x).relu()
 
 
