@@ -148,6 +148,7 @@ class SearchSettings:
         for name, least in (("seed", 0), ("episodes", 1), ("finalists", 1), ("max_steps", 1), ("divisor", 1)):
             value = getattr(self, name)
             require(type(value) is int and value >= least, name, value, f"a whole number of at least {least}")
+        require(self.seed < 2**32, "seed", self.seed, "below 2**32")
         if self.reward_images is not None:
             require(self.reward_images >= 1, "reward_images", self.reward_images, "at least 1, or null for all")
         require(self.reward in ("top1", "kl"), "reward", self.reward, "top1 or kl")

@@ -3,9 +3,10 @@
 import os
 import re
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -223,10 +224,82 @@ def test_a_table_that_all_samples_share(rows: int) -> None:
 
 
 def test_a_network_that_keeps_what_it_computed() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(288, 10))
-    network.last = network(torch.randn(2, 3, 8, 8))  # type: ignore[assignment]
-    with pytest.raises(gl.UserError, match=r"Sequential cannot be copied .* set that to None first"):
-        gl.search(network, torch.randn(8, 3, 8, 8), 0.5, reward="kl")
+    class Keeps(Net):
+        def forward(self, x: Tensor) -> Any:
+            self.last = self.features(x)
+            return self.head(self.last.mean((2, 3)))
+
+    network = Keeps()
+    network(X)
+    assert gl.search(network, X, 0.5, reward="kl", **QUICK).model(X).shape == (64, 10)
+    network.lock = threading.Lock()
+    with pytest.raises(gl.UserError, match="Keeps cannot be copied"):
+        gl.search(network, X, 0.5, reward="kl", **QUICK)
+
+
+class Point(NamedTuple):
+    x: Tensor
+    y: Tensor
+
+
+class Nested(Net):
+    def forward(self, parts: Any) -> Any:
+        first, second = (parts.x, parts.y) if isinstance(parts, Point) else (parts[0], parts[1])
+        extra = parts.__add__([first]) if isinstance(parts, list) else [first]  # as a list alone can
+        return super().forward(extra[-1] + second)
+
+
+@pytest.mark.parametrize("kind", ["list", "numbered", "named"])
+def test_nested_inputs_are_loaded_again(kind: str, tmp_path: Path) -> None:
+    parts: Any = {"list": [X, X], "numbered": {0: X, 1: X}, "named": Point(X, X)}[kind]
+    found = gl.search(Nested(), [((parts,), torch.zeros(len(X)))], 0.5, reward="kl", **QUICK)
+    found.save(tmp_path)
+    example = ((parts,),)[0] if kind == "named" else None
+    loaded = gl.load_pruned(tmp_path, Nested(), example)
+    torch.testing.assert_close(loaded(parts), found.model(parts))
+
+
+def test_a_score_that_runs_out_of_data_is_no_end_of_the_search() -> None:
+    batches = iter([X] * 6)
+    with pytest.raises(RuntimeError, match="StopIteration in the score"):
+        gl.search(
+            Net(), X, 0.5, score=lambda network: float(network(next(batches)).mean()), episodes=24, agent="random"
+        )
+
+
+def test_one_score_against_targets_of_two_classes() -> None:
+    network = Net(1)
+    found = gl.search(network, (X, (network(X)[:, 0] > 0).long()), 0.5, **QUICK)
+    assert found.rewards["original"] == 0 and found.rewards["pruned"] > -60
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_another_default_type(kind: torch.dtype) -> None:
+    torch.set_default_dtype(kind)
+    try:
+        found = gl.search(Net().float(), X.float(), 0.5, reward="kl", episodes=18, finish=False)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert len(found.history) == 18
+
+
+def test_agents_and_costs_are_checked_once_they_are_made() -> None:
+    class Lazy(nn.Module):
+        def __init__(self, task: Any) -> None:
+            super().__init__()
+
+    wrong = {
+        "is no nn.Module": {"agent": lambda task: None},
+        "Lazy that lacks propose, learn, optimizer": {"agent": Lazy},
+        "cost failed": {"cost": lambda topology: lambda widths: widths.sum()},
+        "seed=4294967296 is not possible": {"seed": 2**32},
+    }
+    for said, given in wrong.items():
+        with pytest.raises(gl.UserError, match=said):
+            gl.search(Net(), X, 0.5, reward="kl", **{**QUICK, **given})
+    assert len(gl.search(Net(), X, 0.5, reward="kl", seed=np.int64(3), episodes=np.int64(2), finish=False).history) == 2
+    with pytest.raises(gl.UserError, match="reward_data is data itself"):
+        gl.search(Net(), X, 0.5, reward_data=X, reward="kl", **QUICK)
 
 
 def test_inside_inference_mode() -> None:

@@ -151,10 +151,10 @@ def test_the_first_example_and_lightnings_own_trainer() -> None:
     torch.manual_seed(0)
     images = pictures(128, 16)
     network = resnet_cifar(8, 10).eval()
-    labelled = loader(images, network(images).argmax(1))
+    labelled, held = (loader(part, network(part).argmax(1)) for part in images.split(64))
     first, (tuning,) = CODE.findall(PAGE)[0], blocks("## Fine-tuning")
     first = quick(first.replace("budget=0.5", "budget=0.5, agent='closed_form'"))
-    scope: dict[str, Any] = {"L": L, "torch": torch, "model": network, "loader": labelled, "val_loader": labelled}
+    scope: dict[str, Any] = {"L": L, "torch": torch, "model": network, "loader": labelled, "val_loader": held}
     exec(first, scope)
     assert Path("out/report.html").is_file()
     found, small = scope["found"], scope["small"]

@@ -23,7 +23,7 @@ def open_run(config: DictConfig) -> Run:
 
 def has_ended(run: Run) -> bool:
     """Whether the folder holds a finished run of these very settings, so that a sweep typed again only fills gaps."""
-    if not (run.folder / "results.json").is_file() or not (run.folder / "config.yaml").is_file():
+    if not all((run.folder / name).is_file() for name in ("results.json", "report.html", "config.yaml")):
         return False
     elsewhere = {"paths": None, "logger": None}  # where it lies and is logged may change from start to start
     return settings_in(run.folder) | elsewhere == run.settings | elsewhere
@@ -31,7 +31,7 @@ def has_ended(run: Run) -> bool:
 
 def write_settings(run: Run) -> None:
     """Writes `config.yaml` and removes results of other settings, which would pass for the results of these."""
-    for name in ("results.json", "curves.json"):
+    for name in ("results.json", "curves.json", "report.html"):
         (run.folder / name).unlink(missing_ok=True)
     write_text(run.folder / "config.yaml", OmegaConf.to_yaml(run.settings))
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -11,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from gnnrl_lightning.app.agent import check_stage, fit_agent, shaping
-from gnnrl_lightning.app.asked import ask
+from gnnrl_lightning.app.asked import Asked, ask
 from gnnrl_lightning.app.command import how_to_load
 from gnnrl_lightning.app.config import SearchConfig, typed
 from gnnrl_lightning.app.outcome import hand_on
@@ -21,10 +22,13 @@ from gnnrl_lightning.app.run import has_ended, open_run, write_settings
 from gnnrl_lightning.app.tracking import log_input, log_metrics, log_run, open_loggers
 from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.core.files import write_json
+from gnnrl_lightning.core.ranks import only
 from gnnrl_lightning.evaluation.protocol import Protocol
 from gnnrl_lightning.report.page import write_report
 from gnnrl_lightning.report.tables import network_table
+from gnnrl_lightning.searching.agents.protocol import Agent
 from gnnrl_lightning.searching.explore import explore
+from gnnrl_lightning.searching.preparation import Preparation
 from gnnrl_lightning.searching.results import curves
 from gnnrl_lightning.training.base import train_base
 
@@ -66,8 +70,14 @@ def _prune(config: DictConfig) -> float:
         log.info("%s has ended with these settings; it is not run again", folder)
         return cast(float, json.loads((folder / "results.json").read_text(encoding="utf-8"))["reward"]["whole_split"])
     asked = ask(run, cfg)
-    clock = {"base": time.perf_counter()}
     prepared, agent = prepare(asked)
+    with only(folder) if run.is_first else nullcontext():
+        return _searched(asked, prepared, agent)
+
+
+def _searched(asked: Asked, prepared: Preparation, agent: Agent) -> float:
+    """The search itself, once all is checked, and what becomes of its winner."""
+    run, cfg, folder, clock = asked.run, asked.cfg, asked.run.folder, {"base": time.perf_counter()}
     if run.is_first:
         write_settings(run)
     spec, data, original = asked.spec, asked.data, asked.original

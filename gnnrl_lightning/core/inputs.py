@@ -1,6 +1,7 @@
 """What a network is called with: one tensor, or whatever nested structure of tensors its `forward` takes."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from gnnrl_lightning.core.checks import UserError
+
+_MOST = 2**30
+"""Numbers that an example of inputs may have."""
 
 Inputs = Any
 """A tensor [N, ...]; a tuple or list of positional arguments; or keyword arguments by name. Arguments may be nested.
@@ -77,9 +81,13 @@ def description(inputs: Inputs) -> Any:
         return list(inputs.shape)
     if isinstance(inputs, Tensor):
         return {"dtype": str(inputs.dtype).removeprefix("torch."), "shape": list(inputs.shape)}
-    if isinstance(inputs, Mapping):
+    if isinstance(inputs, Mapping) and all(isinstance(name, str) for name in inputs):
         return {"named": {name: description(value) for name, value in inputs.items()}}
-    if isinstance(inputs, tuple | list):
+    if isinstance(inputs, Mapping):
+        return {"pairs": [[name, description(value)] for name, value in inputs.items()]}
+    if isinstance(inputs, list):
+        return {"list": [description(value) for value in inputs]}
+    if isinstance(inputs, tuple):
         return {"listed": [description(value) for value in inputs]}
     return {"value": inputs}
 
@@ -93,17 +101,27 @@ def described(what: Any) -> Inputs:
     if isinstance(what, list):
         if not what or not all(type(size) is int and size > 0 for size in what):
             raise UserError(f"{what} must be the shape of a batch, e.g. [1, 3, 32, 32]")
-        return torch.zeros(what)
+        return _zeros(what, torch.float32)
     match what:
         case {"dtype": str(name), "shape": list(shape)} if isinstance(getattr(torch, name, None), torch.dtype):
-            return torch.zeros(shape, dtype=getattr(torch, name))
+            return _zeros(shape, getattr(torch, name))
         case {"named": dict(parts)}:
             return {str(name): described(part) for name, part in parts.items()}
+        case {"pairs": list(parts)}:
+            return {name: described(part) for name, part in parts}
+        case {"list": list(parts)}:
+            return [described(part) for part in parts]
         case {"listed": list(parts)}:
             return tuple(described(part) for part in parts)
         case {"value": value}:
             return value
     raise UserError(f"{what} describes no input")
+
+
+def _zeros(shape: list[Any], dtype: torch.dtype) -> Tensor:
+    if not all(type(size) is int and size >= 0 for size in shape) or math.prod(shape) > _MOST:
+        raise UserError(f"{shape} is no shape of a tensor that fits into memory")
+    return torch.zeros(shape, dtype=dtype)
 
 
 def repeated(inputs: Inputs, wanted: int) -> Inputs:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from gnnrl_lightning.core.checks import UserError
@@ -12,6 +13,8 @@ def check_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
         hint = "load_state_dict it into the network first" if isinstance(model, dict) else "the network comes first"
         raise UserError(f"model is a {type(model).__name__}; it must be the trained network, an nn.Module: {hint}.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UserError("model is a ScriptModule, whose code torch.export cannot read; give the network that it is of.")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise UserError(f"{type(model).__name__} has weights on the meta device, without values; load them first.")
     if next(model.parameters(), None) is None:

@@ -40,9 +40,23 @@ def percent(fraction: float, digits: int = 1) -> str:
     return f"{fixed(100 * fraction, digits)}{NO_BREAK}%"
 
 
-def faster(ratio: float | None) -> str:
-    """How many times faster than the original: 1.52 → 1.52×."""
-    return MISSING if ratio is None else f"{fixed(ratio, 2)}{TIMES}"
+def faster(ratio: float | None, interval: Sequence[float] | None = None) -> str:
+    """How many times faster than the original: 1.52 → 1.52×; or that no difference can be seen.
+
+    Args:
+        ratio: Of the medians.
+        interval: In which it lies; None: nobody knows.
+    """
+    if ratio is None:
+        return MISSING
+    if interval is not None and uncertain(interval):
+        return f"no difference seen, {fixed(interval[0], 2)} to {fixed(interval[1], 2)}{TIMES}"
+    return f"{fixed(ratio, 2)}{TIMES}"
+
+
+def uncertain(interval: Sequence[float]) -> bool:
+    """Whether a ratio in this interval may be 1; that of a network to itself is 1."""
+    return interval[0] <= 1 <= interval[1] and interval[0] < interval[1]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

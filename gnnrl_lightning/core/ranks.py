@@ -9,6 +9,8 @@ from typing import TypeVar
 from filelock import FileLock, Timeout
 from torch import distributed
 
+from gnnrl_lightning.core.checks import UserError
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -53,6 +55,27 @@ def alone(path: Path) -> Iterator[None]:
             log.info("waiting for another job, which makes %s", path)
             while not agreed(_acquired(lock, _PATIENCE)):
                 pass
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def only(folder: Path) -> Iterator[None]:
+    """Keeps a second process out of a run's folder, where both would write the same files.
+
+    Raises:
+        UserError: If there is another.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(
+            f"another process is at work in {folder}; wait for it, or give another hydra.run.dir."
+        ) from error
+    try:
         yield
     finally:
         lock.release()

@@ -128,4 +128,9 @@ def deliver(
     learned = finished(evaluator, kept, final.network, batches(), settings.finish) if settings.finish.enabled else None
     if settings.refit.sequential and not learns_on and not (learned is not None and learned.taken):
         final = refitted_in_sequence(evaluator, kept, final)
+    for network in (final.network, *([learned.network] if learned is not None else [])):
+        # Ranks whose loaders give them other data have other weights: the first one's are handed on.
+        mine = {name: value.cpu() for name, value in network.state_dict().items()}
+        if (first := agreed(mine)) is not mine:
+            network.load_state_dict(first)
     return Delivered(final, learned)

@@ -109,8 +109,9 @@ def finished(
     if not math.isfinite(losses[-1]):
         log.warning("finish diverged with finish.lr=%g; lower it, e.g. finish.lr=%g", settings.lr, settings.lr / 10)
         losses.pop()
-        if not losses:
-            return None
+    if not agreed(bool(losses)):
+        return None
+    losses = losses or [math.nan]
     last = losses[-_LAST:]
     error = losses[0], sum(last) / len(last)
     result.eval()

@@ -71,6 +71,12 @@ class Judge:
             network: Any.
             whole: On the whole split, or on the first `count` alone.
         """
+        try:
+            return self._of(network, whole)
+        except StopIteration as error:  # loops above would take it for their own end
+            raise RuntimeError("a reward ran out of data: StopIteration in the score or the network") from error
+
+    def _of(self, network: nn.Module, whole: bool) -> float:
         if self.score is not None:
             with torch.no_grad():
                 return number_of(self.score(network.eval()))

@@ -19,9 +19,11 @@ from gnnrl_lightning.core.inputs import Inputs, call, changed, count, laid_out, 
 from gnnrl_lightning.core.layout import to_fastest_layout
 
 _WARM_UP = 2
-_LEAST = 5
-_MOST = 100
+_LEAST = 12
+_MOST = 200
 _SECONDS = 5.0
+_NARROW = 0.05
+"""Half the width of the ratio's interval at which more rounds would say no more."""
 
 
 @torch.no_grad()
@@ -48,13 +50,18 @@ class Speed:
     images_per_second: float
     peak_bytes: int
     """Most memory at a time: weights and activations."""
+    ratio: float
+    """How many times as fast as the first network: the median of the rounds' ratios."""
+    interval: tuple[float, float]
+    """In which that median lies with 95 %, whatever the distribution: on a busy machine it may hold 1."""
 
 
 @torch.no_grad()
 def speeds(models: Sequence[nn.Module], images: Inputs, device: torch.device) -> list[Speed]:
     """Measures networks side by side in turns, each in its fastest layout.
 
-    On a shared machine the absolute times are noise; their ratios are not.
+    On a shared machine the absolute times are noise. Ratios are taken round by round, as many as an interval of some
+    percent needs, or as fit into a few seconds.
 
     Args:
         models: Networks to compare.
@@ -71,8 +78,12 @@ def speeds(models: Sequence[nn.Module], images: Inputs, device: torch.device) ->
             seconds = _forward_seconds(model, batch)
             if round_ >= _WARM_UP:
                 mine.append(seconds)
-        if round_ >= _WARM_UP + _LEAST and time.perf_counter() - started > _SECONDS:
-            break
+        if len(times[0]) >= _LEAST:
+            enough = all(
+                high - low < 2 * _NARROW * low for low, high in (_interval(times[0], mine) for mine in times[1:])
+            )
+            if enough or time.perf_counter() - started > _SECONDS:
+                break
     return [
         Speed(
             batch=count(images),
@@ -80,9 +91,22 @@ def speeds(models: Sequence[nn.Module], images: Inputs, device: torch.device) ->
             p95_ms=1000 * sorted(mine)[math.ceil(0.95 * len(mine)) - 1],
             images_per_second=count(images) / statistics.median(mine),
             peak_bytes=weight_bytes(model) + _peak_activations(model, batch),
+            ratio=statistics.median(_ratios(times[0], mine)),
+            interval=_interval(times[0], mine),
         )
         for model, batch, mine in zip(models, fed, times, strict=True)
     ]
+
+
+def _ratios(first: Sequence[float], other: Sequence[float]) -> list[float]:
+    return sorted(a / b for a, b in zip(first, other, strict=True))
+
+
+def _interval(first: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """The ranks between which the median lies with 95 %: so many below it are a binomial number."""
+    ratios = _ratios(first, other)
+    rank = max(0, math.floor((len(ratios) - 1.96 * math.sqrt(len(ratios))) / 2))
+    return ratios[rank], ratios[-1 - rank]
 
 
 def budget_check(

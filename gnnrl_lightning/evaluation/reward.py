@@ -38,6 +38,11 @@ def correct(model: nn.Module, images: Samples, labels: Tensor, batch_size: int) 
                 f"the network gives {what} for targets of shape {tuple(batch.shape)}; top-1 wants scores [N, classes] "
                 f"and classes [N]: give score=<function of a network>, or reward=kl."
             )
+        if batch.is_floating_point():
+            raise UserError("targets are floating point numbers and no classes; give score=<function of a network>.")
+        if scores.shape[1] == 1:  # that of the one of two classes
+            hits += int(((scores[:, 0] > 0) == (batch > 0)).sum())
+            continue
         if start == 0 and int(labels.max()) >= scores.shape[1]:
             raise UserError(
                 f"a target is class {int(labels.max())}, but the network gives {scores.shape[1]} scores; classes are "

@@ -1,6 +1,7 @@
 """What a caller of `gl.search` gives, checked: one sentence for each mistake."""
 
 from dataclasses import fields
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,10 +22,8 @@ def copy_of(model: nn.Module) -> nn.Module:
     try:
         return copied(model)
     except Exception as error:  # whatever an attribute of the user's network raises
-        raise UserError(
-            f"{type(model).__name__} cannot be copied ({str(error).splitlines()[0]}); if it keeps what an earlier call "
-            f"computed, set that to None first."
-        ) from error
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{type(model).__name__} cannot be copied ({reason}); set that to None first.") from error
 
 
 def settings_of(given: dict[str, Any], alongside: dict[str, Any]) -> SearchSettings:
@@ -32,7 +31,8 @@ def settings_of(given: dict[str, Any], alongside: dict[str, Any]) -> SearchSetti
     names = [each.name for each in fields(SearchSettings)]
     if unknown := sorted(given.keys() - set(names)):
         raise UserError(f"search has no setting {', '.join(unknown)}; it has {', '.join(names)}.")
-    values = alongside | given
+    values = alongside | {name: int(x) if isinstance(x, Integral) else x for name, x in given.items()}
+    values |= {name: x for name, x in given.items() if isinstance(x, bool)}
     for name, kind in (("refit", RefitConfig), ("finish", FinishConfig)):
         if name not in values:
             continue
@@ -73,14 +73,28 @@ def own_cost(make: Any, topology: Topology) -> Any:
     """A cost of the user's own, which is tried on the whole network."""
     try:
         cost = make(topology)
-        whole = cost(topology.full_widths())
+        full = topology.full_widths()
+        whole = cost(full)
         assert int(whole) > 0 and not whole.is_floating_point(), f"{whole} for the whole network"
+        for shape in ((2,), (2, 3)):  # agents ask for many at a time
+            many = cost(full.expand(*shape, -1))
+            assert many.shape == shape and bool((many == whole).all()), f"{many} for {shape} such networks"
     except Exception as error:  # whatever the user's code raises
         raise UserError(
             f"cost failed ({type(error).__name__}: {error}); it must be a function of a Topology that gives a function "
             f"of widths [..., G], whose values are integers above 0: see docs/library.md."
         ) from error
     return cost
+
+
+def check_agent(agent: Any) -> None:
+    """Raise UserError unless it has what a search asks an agent for."""
+    missing = [name for name in ("propose", "learn", "optimizer") if not callable(getattr(agent, name, None))]
+    episodes = getattr(agent, "episodes_per_iteration", None)
+    if not isinstance(agent, nn.Module) or missing or type(episodes) is not int or episodes < 1:
+        lacks = ", ".join(missing) or "episodes_per_iteration, a whole number of at least 1"
+        what = f"lacks {lacks}" if isinstance(agent, nn.Module) else "is no nn.Module"
+        raise UserError(f"the agent is a {type(agent).__name__} that {what}; see docs/adding-an-agent.md.")
 
 
 def check_targets(

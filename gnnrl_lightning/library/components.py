@@ -2,6 +2,7 @@
 
 import inspect
 import pkgutil
+import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 from gnnrl_lightning.core.checks import UserError
 
 _CONF = Path(__file__).parents[1] / "conf"
-_CACHE = Path.home() / ".cache" / "gnnrl_lightning"
 
 
 def component(group: str, choice: Any, seed: int) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -34,7 +34,7 @@ def component(group: str, choice: Any, seed: int) -> tuple[Callable[..., Any], d
         raise UserError(f"{group}={name!r} must be one of {', '.join(options)}, or an object; see docs/library.md.")
     from omegaconf import OmegaConf  # imported here: nobody needs it to import the package
 
-    context = {"seed": seed, "paths": {"cache": str(_CACHE)}, "part": OmegaConf.load(_CONF / group / f"{name}.yaml")}
+    context = {"seed": seed, "paths": {"cache": str(_cache())}, "part": OmegaConf.load(_CONF / group / f"{name}.yaml")}
     settings: Any = OmegaConf.to_container(OmegaConf.create(context), resolve=True)
     part: dict[str, Any] = settings["part"]
     alongside = {key: value for key, value in part.items() if key != group} if group in part else {}
@@ -44,6 +44,14 @@ def component(group: str, choice: Any, seed: int) -> tuple[Callable[..., Any], d
     if unknown:
         raise UserError(f"{group}={name!r} has no setting {', '.join(sorted(unknown))}; it has {', '.join(part)}.")
     return partial(build, {"_target_": path} | _merged(part, given, name)), alongside
+
+
+def _cache() -> Path:
+    """Where measured latencies are kept: in the user's home, if there is one."""
+    try:
+        return Path.home() / ".cache" / "gnnrl_lightning"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / "gnnrl_lightning"
 
 
 def _merged(settings: dict[str, Any], given: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import nn
 
 from gnnrl_lightning.core.files import write_csv, write_json
 from gnnrl_lightning.core.numbers import aligned, millions, percent
+from gnnrl_lightning.core.ranks import agreed
 from gnnrl_lightning.evaluation.final import Delivered
 from gnnrl_lightning.evaluation.protocol import SCORE, Protocol
 from gnnrl_lightning.problem.problem import Problem
@@ -56,7 +57,7 @@ class Found:
         networks = {"original": self.problem.prunable.original, "pruned": self.delivered.final.network}
         if self.delivered.finished:
             networks["finished"] = self.delivered.network
-        return {name: self.explored.evaluator.judge.of_finished(network) for name, network in networks.items()}
+        return agreed({name: self.explored.evaluator.judge.of_finished(each) for name, each in networks.items()})
 
     def summary(self) -> str:
         """What it costs and what it is worth, as a table in text."""

@@ -18,6 +18,7 @@ from gnnrl_lightning.evaluation.protocol import SCORE, Protocol
 from gnnrl_lightning.evaluation.reward import Score
 from gnnrl_lightning.library.checks import (
     Split,
+    check_agent,
     check_parts,
     check_targets,
     copy_of,
@@ -105,6 +106,7 @@ def _search(
 ) -> Found:
     """As `search`, with chosen parts by what they are."""
     from gnnrl_lightning.searching.explore import explore, fit_here, seed_all
+    from gnnrl_lightning.searching.precision import single_precision
     from gnnrl_lightning.searching.preparation import Preparation, wanted_images
 
     original = copy_of(unwrapped(model)).eval()
@@ -112,7 +114,7 @@ def _search(
     parts, alongside = dict(chosen), dict[str, Any]()
     for group, choice in chosen.items():
         if by_name(choice):
-            parts[group], more = component(group, choice, settings.get("seed", SearchSettings.seed))
+            parts[group], more = component(group, choice, int(settings.get("seed", SearchSettings.seed)))
             alongside |= more
     asked = settings_of(settings, alongside)
     for group in ("importance", "recovery"):
@@ -139,7 +141,9 @@ def _search(
     )
     seed_all(asked.seed)
     task = prepared.task
-    agent = parts["agent"](task=task) if by_name(chosen["agent"]) else parts["agent"](task)
+    with single_precision():
+        agent = parts["agent"](task=task) if by_name(chosen["agent"]) else parts["agent"](task)
+    check_agent(agent)
     evaluator = prepared.make_evaluator(device, _EVAL_BATCH, score=score)
     fit = partial(fit_here, device=device, protocol=Protocol(SCORE if score else asked.reward))
     explored = explore(prepared, agent, evaluator, fit)
@@ -166,6 +170,8 @@ def _splits(
     if score is not None:
         training = held(model, data, wanted)
         return training, (training[0].first(_SHOWN), None)
+    if reward_data is not None and reward_data is data:
+        raise UserError("reward_data is data itself; leave it out, and a part of data is put aside for rewards.")
     if reward_data is not None:
         most = None if rewarded is None else max(rewarded, _REWARD_IMAGES)
         return held(model, data, wanted), held(model, reward_data, most, "reward_data")

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from gnnrl_lightning.core.files import write_text
-from gnnrl_lightning.core.numbers import MISSING, duration, faster, fixed, millions, percent, short, signed
+from gnnrl_lightning.core.numbers import MISSING, duration, faster, fixed, millions, percent, short, signed, uncertain
 from gnnrl_lightning.evaluation.protocol import Protocol
 from gnnrl_lightning.report.figures import save_figures
 from gnnrl_lightning.report.record import read_record
@@ -82,12 +82,17 @@ def _changes(results: dict[str, Any]) -> list[dict[str, str]]:
             "name": "Latency, ms",
             "before": short(first["latency_ms"]),
             "after": short(last["latency_ms"]),
-            "note": "not measured"
-            if last["latency_ratio"] is None
-            else f"{faster(last['latency_ratio'])} as fast on {results['device']}",
+            "note": "not measured" if last["latency_ratio"] is None else f"{_speed(last)} on {results['device']}",
         },
         _shrunk("Size on disk, MiB", size["original"], size["pruned"], lambda size: short(size / 2**20)),
     ]
+
+
+def _speed(row: dict[str, Any]) -> str:
+    """How much faster, if that can be told."""
+    interval = row.get("latency_interval")
+    text = faster(row["latency_ratio"], interval)
+    return text if interval is not None and uncertain(interval) else f"{text} as fast"
 
 
 def _worth(results: dict[str, Any], first: dict[str, Any], last: dict[str, Any]) -> dict[str, str]:

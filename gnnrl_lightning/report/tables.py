@@ -54,7 +54,9 @@ def network_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
             fixed(row["top1"], 2) if tested(results) else Protocol.of(results).text(row["reward"]),
             f"{millions(row['macs'])} ({percent(row['macs'] / original['macs'])})",
             f"{millions(row['params'])} ({percent(row['params'] / original['params'])})",
-            MISSING if row["latency_ms"] is None else f"{fixed(row['latency_ms'], 2)} ({faster(row['latency_ratio'])})",
+            MISSING
+            if row["latency_ms"] is None
+            else f"{fixed(row['latency_ms'], 2)} ({faster(row['latency_ratio'], row.get('latency_interval'))})",
         )
         for row in results["networks"]
     ]
@@ -67,7 +69,7 @@ def speed_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
         (
             name,
             str(speed["batch"]),
-            f"{fixed(speed['median_ms'], 2)} ({faster(first['median_ms'] / speed['median_ms'])})",
+            f"{fixed(speed['median_ms'], 2)} ({faster(speed['ratio'], speed['interval'])})",
             fixed(speed["p95_ms"], 2),
             fixed(speed["images_per_second"], 0),
             f"{fixed(speed['peak_bytes'] / 2**20, 1)} ({percent(speed['peak_bytes'] / first['peak_bytes'])})",

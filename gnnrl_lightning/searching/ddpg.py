@@ -184,7 +184,7 @@ class DDPG(nn.Module):
 
     def explore(self, actions: Tensor, generator: torch.Generator) -> Tensor:
         """Actions drawn around these from a normal distribution cut off at 0 and 1."""
-        uniform = torch.rand(actions.shape, generator=generator, dtype=torch.float64).to(actions.device)
+        uniform = torch.rand(actions.shape, generator=generator, dtype=torch.float64)
         return truncated_normal(actions, self.sigma, uniform)
 
     def learn(self, episodes: int, updates: int, generator: torch.Generator, descend: Descend) -> dict[str, float]:
@@ -220,9 +220,9 @@ def truncated_normal(mean: Tensor, std: float, uniform: Tensor) -> Tensor:
     Args:
         mean: In [0, 1].
         std: Above 0.
-        uniform: Which quantiles, in [0, 1), float64.
+        uniform: Which quantiles, in [0, 1), float64 on the CPU.
     """
-    mean64 = mean.double()
+    mean64 = mean.cpu().double()  # other devices may have no double precision
     low, high = (torch.special.ndtr((bound - mean64) / std) for bound in (0.0, 1.0))
     drawn = mean64 + std * torch.special.ndtri(low + (high - low) * uniform)
     return drawn.clamp(0, 1).to(mean)  # beyond the last quantile that a double can tell from 1

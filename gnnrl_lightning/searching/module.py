@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from gnnrl_lightning.problem.environment import PruningEnv
 from gnnrl_lightning.searching.agents.protocol import Agent, Episodes
+from gnnrl_lightning.searching.precision import single_precision
 from gnnrl_lightning.training.checkpoints import require_same
 
 HISTORY = (
@@ -94,7 +95,8 @@ class SearchModule(L.LightningModule):
         loop.max_epochs = min(loop.max_epochs or self.iterations, self.iterations)
         self._generator = torch.Generator().manual_seed(self.seed + self.global_rank)
         if self._generator_state is not None:
-            self._generator.set_state(self._generator_state[self.global_rank])
+            # A copy: set_state reads past a view that does not begin where its memory does.
+            self._generator.set_state(self._generator_state[self.global_rank].clone())
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """One iteration: roll out, evaluate, learn, log; before the first one, what the search opens with."""
@@ -109,10 +111,9 @@ class SearchModule(L.LightningModule):
             self._remember(rows)
             started = time.perf_counter()
             progress = len(self.history) / self.episodes
-            metrics = {
-                f"losses/{name}": value
-                for name, value in self.agent.learn(episodes, progress, self._generator, self._descend).items()
-            }
+            with single_precision():
+                learned = self.agent.learn(episodes, progress, self._generator, self._descend)
+            metrics = {f"losses/{name}": value for name, value in learned.items()}
             metrics["seconds/learn"] = time.perf_counter() - started
             metrics["search/reward_mean"] = sum(row["reward"] for row in rows) / len(rows)
         best = self.best
@@ -150,7 +151,7 @@ class SearchModule(L.LightningModule):
         observations, ratios, taken = [], [], []
         for step in range(env.max_steps):
             observation = kept.float()
-            with torch.no_grad():
+            with torch.no_grad(), single_precision():
                 action = self.agent.propose(observation.to(self.device), self._generator).cpu()
             after, proposed, done = env.advance(kept, action, step)
             observations.append(observation)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gnnrl_lightning.core.inputs import Inputs
 from gnnrl_lightning.evaluation.final import Delivered
-from gnnrl_lightning.evaluation.measure import budget_check, speeds, weight_bytes
+from gnnrl_lightning.evaluation.measure import Speed, budget_check, speeds, weight_bytes
 from gnnrl_lightning.searching.explore import Explored
 from gnnrl_lightning.topology import Topology
 
@@ -39,7 +39,7 @@ def results_of_search(
     costs = [problem.full_cost, int(problem.cost_of(explored.widths))]
     deployed = [problem.prunable.deployed, networks["pruned"]]
     levels = {} if explored.opened is None else {"closed_form": env.reward(explored.opened)}
-    latencies = {name: (sizes[name], each.median_ms) for name, each in times[0].items()}
+    latencies = {name: (sizes[name], each) for name, each in times[0].items()}
     final, learned = delivered.final, delivered.finish
     return {
         "budget": problem.budget,
@@ -71,27 +71,28 @@ def results_of_search(
 
 
 def network_numbers(
-    topology: Topology, worth: dict[str, dict[str, float | None]], measured: dict[str, tuple[Tensor, float]]
+    topology: Topology, worth: dict[str, dict[str, float | None]], measured: dict[str, tuple[Tensor, Speed]]
 ) -> list[dict[str, Any]]:
     """One row a network: the original, that of the closed-form plan, the pruned one, and what became of it.
 
     Args:
         topology: Of the original, for the closed-form cost.
         worth: What each is worth: `top1`, its accuracy in % on test images, and whatever else is known.
-        measured: Widths [G] and latency in milliseconds of `original`, `closed-form` and `pruned`; those of other
+        measured: Widths [G] and speed of `original`, `closed-form` and `pruned`; those of other
             names have the widths of `pruned`.
     """
     rows = []
     for name, numbers in worth.items():
-        widths, latency = measured.get(name, measured["pruned"])
+        widths, speed = measured.get(name, measured["pruned"])
         rows.append(
             {
                 "name": name,
                 **numbers,
                 "macs": int(topology.macs(widths)),
                 "params": int(topology.parameters(widths)),
-                "latency_ms": latency,
-                "latency_ratio": measured["original"][1] / latency,
+                "latency_ms": speed.median_ms,
+                "latency_ratio": speed.ratio,
+                "latency_interval": speed.interval,
             }
         )
     return rows

@@ -9,6 +9,7 @@ from searching import bandit
 from torch import Tensor, nn
 
 from gnnrl_lightning.data import IMAGENET, HeldImages
+from gnnrl_lightning.evaluation import measure
 from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.judge import Judge
 from gnnrl_lightning.evaluation.measure import speeds, test_top1, weight_bytes
@@ -245,9 +246,20 @@ def test_speed_is_of_each_network() -> None:
     wide = nn.Sequential(*[nn.Conv2d(3, 3, 5, padding=2) for _ in range(40)])
     slow, fast = speeds([wide, nn.Conv2d(3, 3, 1)], torch.zeros(4, 3, 32, 32), CPU)
     assert slow.median_ms > 3 * fast.median_ms > 0
+    assert slow.ratio == 1 and slow.interval == (1, 1) and 1 < fast.interval[0] <= fast.ratio <= fast.interval[1]
     for speed in (slow, fast):
         assert speed.p95_ms >= speed.median_ms and speed.batch == 4
         assert speed.images_per_second == pytest.approx(4000 / speed.median_ms)
+
+
+def test_the_interval_of_a_ratio_holds_the_true_median_as_often_as_it_says() -> None:
+    torch.manual_seed(0)
+    held = 0
+    for _ in range(400):
+        first, other = ((1 + torch.rand(25)).tolist() for _ in range(2))  # the median of their ratios is 1
+        low, high = measure._interval(first, other)
+        held += low <= 1 <= high
+    assert 0.93 <= held / 400 <= 0.995
 
 
 def test_peak_memory_is_what_is_held_at_a_time() -> None:

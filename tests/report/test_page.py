@@ -1,3 +1,4 @@
+import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -133,3 +134,20 @@ def test_both_networks_are_measured_at_both_batch_sizes(tmp_path: Path, make_run
     words = " ".join(text.split()) if isinstance(text, str) else text
     for cells in ("original 1 12.00 (1.00×) 24.00 83", "pruned 32 256.00 (1.50×) 512.00 125 16.0 (50.0 %) 2.00"):
         assert cells in words.replace("\N{NO-BREAK SPACE}", " ")
+
+
+@pytest.mark.parametrize(
+    ("interval", "said"),
+    [
+        ([0.8, 1.3], "no difference seen, 0.80 to 1.30× on CPU"),
+        ([1.2, 1.3], "1.50× as fast on CPU"),
+        (None, "1.50× as fast"),
+    ],
+)
+def test_noise_is_no_headline(tmp_path: Path, make_run: MakeRun, interval: list[float] | None, said: str) -> None:
+    folder = make_run(tmp_path)
+    results = json.loads((folder / "results.json").read_text())
+    for row in results["networks"][1:]:
+        row["latency_interval"] = interval
+    (folder / "results.json").write_text(json.dumps(results))
+    assert said in read(write_report(folder))[1]

@@ -1,11 +1,12 @@
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from searching import agent_of, bandit, in_iterations_of, run_search, without_time
-from torch import Tensor
+from torch import Tensor, nn
 
 from gnnrl_lightning.searching.module import HISTORY, SearchModule
 from gnnrl_lightning.topology import Topology
@@ -132,3 +133,16 @@ def test_rewards_of_a_resumed_search_are_not_computed_again(resnet20_topology: T
     resumed.env.evaluate = lambda widths: asked.append(" ".join(map(str, widths.tolist()))) or near(widths)
     run_search(resumed, tmp_path)
     assert asked and not {row["widths"] for row in stopped.history} & set(asked)
+
+
+def test_a_second_rank_goes_on_with_its_own_random_numbers() -> None:
+    """`Generator.set_state` of torch 2.14.1 reads past a view: a search on two ranks could not be resumed."""
+    fit_loop = SimpleNamespace(max_epochs=1)
+    changed = {"global_rank": 1, "trainer": SimpleNamespace(fit_loop=fit_loop), "iterations": 1}
+    module: Any = type("Second", (SearchModule,), changed).__new__(type("Second", (SearchModule,), changed))
+    nn.Module.__init__(module)
+    module.seed = 0
+    module._generator_state = torch.stack([torch.Generator().manual_seed(seed).get_state() for seed in (3, 4)])
+    module.on_fit_start()
+    wanted = torch.rand(3, generator=torch.Generator().manual_seed(4))
+    assert torch.equal(torch.rand(3, generator=module._generator), wanted)

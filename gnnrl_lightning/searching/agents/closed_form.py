@@ -26,7 +26,7 @@ class ClosedFormAgent(nn.Module):
         super().__init__()
         if task.plans is None:
             raise UserError("agent=closed_form does nothing but choose among the first plans; give start=closed_form.")
-        self.register_buffer("kept", torch.ones(len(task.topology.groups), dtype=torch.float64))
+        self.register_buffer("kept", torch.ones(len(task.topology.groups)))
 
     def begin(self, kept: Tensor) -> None:
         """Remembers the best plan."""

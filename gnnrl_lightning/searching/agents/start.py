@@ -24,7 +24,7 @@ class DrawsNear(nn.Module):
 
     def __init__(self, groups: int):
         super().__init__()
-        self.register_buffer("kept", torch.ones(groups, dtype=torch.float64))
+        self.register_buffer("kept", torch.ones(groups))
 
     def begin(self, kept: Tensor) -> None:
         """Draws near this plan from now on; fractions kept, [G]."""
