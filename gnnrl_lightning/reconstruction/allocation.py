@@ -50,24 +50,34 @@ class _Search:
         self.lengths = torch.tensor([1, 2, 4, 8, 16])
 
     def _place(self, widths: Tensor) -> Tensor:
-        """The place of each width among the choices of its group, [G]."""
-        return torch.stack([torch.searchsorted(c, w) for c, w in zip(self.choices, widths, strict=True)])
+        """The place of each width among the choices of its group, of widths [..., G]."""
+        each = zip(self.choices, widths.unbind(-1), strict=True)
+        return torch.stack([torch.searchsorted(c, w.contiguous()) for c, w in each], -1)
 
     def _moved(self, place: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Every group alone by every number of steps: widths [G, L, G], change of the error and new place, [G, L]."""
-        new = (place.unsqueeze(1) + steps).clamp(min=0)
-        new = torch.minimum(new, (self.count - 1).unsqueeze(1))  # [G, L]
-        base = self.widths[self.groups, place]
-        widths = base.repeat(*new.shape, 1)
-        widths[self.groups, :, self.groups] = self.widths.gather(1, new)
-        change = self.errors.gather(1, new) - self.errors[self.groups, place].unsqueeze(1)
+        """Every group alone by every number of steps: widths, change of the error and new place.
+
+        Args:
+            place: Of several plans, [B, G].
+            steps: [G, L].
+
+        Returns:
+            [B, G, L, G], and twice [B, G, L].
+        """
+        new = (place.unsqueeze(2) + steps).clamp(min=0)
+        new = torch.minimum(new, (self.count - 1).unsqueeze(1))
+        groups = self.groups.unsqueeze(1)
+        widths = self.widths[self.groups, place][:, None, None].repeat(1, *new.shape[1:], 1)
+        widths[:, self.groups, :, self.groups] = self.widths[groups, new].transpose(0, 1)
+        change = self.errors[groups, new] - self.errors[self.groups, place].unsqueeze(2)
         return widths, change, new
 
     def shrink(self, widths: Tensor) -> Tensor:
         """From these widths down to the budget."""
         place = self._place(widths)
         while (now := self.cost(self.widths[self.groups, place])) > self.allowed:
-            wider, change, new = self._moved(place, -self.strides.unsqueeze(1) * self.lengths)
+            steps = -self.strides.unsqueeze(1) * self.lengths
+            wider, change, new = (each[0] for each in self._moved(place.unsqueeze(0), steps))
             saved = (now - self.cost(wider)).double()
             moves = (new != place.unsqueeze(1)) & (saved > 0)
             if not moves.any():
@@ -84,41 +94,43 @@ class _Search:
         return self.widths[self.groups, place]
 
     def grow(self, widths: Tensor) -> Tensor:
-        """Gives channels back while the budget has room."""
-        place = self._place(widths)
-        while True:
-            now = self.cost(self.widths[self.groups, place])
-            wider, change, new = self._moved(place, torch.tensor([1, 2, 4]).expand(len(place), 3))
+        """Gives channels back to each of several plans [..., G] while the budget has room."""
+        place = self._place(widths.reshape(-1, len(self.groups)))
+        steps = torch.tensor([1, 2, 4]).expand(len(self.groups), 3)
+        growing = torch.arange(len(place))
+        while len(growing):
+            here = place[growing]
+            now = self.cost(self.widths[self.groups, here])[:, None, None]
+            wider, change, new = self._moved(here, steps)
             costs = self.cost(wider)
-            fits = (new != place.unsqueeze(1)) & (costs <= self.allowed)
-            if not fits.any():
-                return self.widths[self.groups, place]
+            fits = (new != here.unsqueeze(2)) & (costs <= self.allowed)
             gain = torch.where(fits, -change / (costs - now).double().clamp(min=1), -torch.inf)
-            best = int(gain.flatten().argmax())
-            place[best // 3] = new.flatten()[best]
+            best = gain.flatten(1).argmax(1)
+            more = fits.flatten(1).any(1)
+            growing, best, new = growing[more], best[more], new[more]
+            place[growing, best // 3] = new.flatten(1).gather(1, best.unsqueeze(1)).squeeze(1)
+        return self.widths[self.groups, place].view(widths.shape)
 
     def exchange(self, widths: Tensor, most: int = 200) -> Tensor:
         """One group gives channels, another takes them, while the summed error falls."""
-        best, error = widths, self._error(widths)
+        best, error = widths, self._errors(widths[None])[0]
         for _ in range(most):
             place = self._place(best)
-            smaller, _, new = self._moved(place, torch.tensor([-1, -2, -4]).expand(len(place), 3))
-            tried = [self.grow(each) for each, moved in self._givers(smaller, new, place) if moved]
-            if not tried:
+            smaller, _, new = self._moved(place.unsqueeze(0), torch.tensor([-1, -2, -4]).expand(len(place), 3))
+            givers = smaller[0][new[0] != place.unsqueeze(1)]
+            if not len(givers):
                 break
-            errors = [self._error(each) for each in tried]
-            first = min(range(len(tried)), key=errors.__getitem__)
+            tried = self.grow(givers)
+            errors = self._errors(tried)
+            first = int(errors.argmin())
             if not errors[first] < error * (1 - 1e-9):
                 break
             best, error = tried[first], errors[first]
         return best
 
-    def _givers(self, smaller: Tensor, new: Tensor, place: Tensor) -> list[tuple[Tensor, bool]]:
-        flat = smaller.flatten(0, 1)
-        return [(flat[i], bool(new.flatten()[i] != place[i // 3])) for i in range(len(flat))]
-
-    def _error(self, widths: Tensor) -> float:
-        return float(self.errors[self.groups, self._place(widths)].sum())
+    def _errors(self, widths: Tensor) -> Tensor:
+        """The summed error of several plans [B, G], [B]."""
+        return self.errors[self.groups, self._place(widths)].sum(1)
 
 
 def closed_form_plans(

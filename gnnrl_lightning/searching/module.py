@@ -163,7 +163,7 @@ class SearchModule(L.LightningModule):
             if not active.any():
                 break
         active_steps = torch.stack(taken)
-        rewards = torch.zeros(active_steps.shape)
+        rewards = torch.zeros(active_steps.shape, dtype=torch.float32)
         rows = []
         for index in range(count):
             last = int(active_steps[:, index].sum()) - 1
