@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import resnet18
+from two_inputs import TwoInputs
 
 import gnnrl_lightning as gl
 from gnnrl_lightning.app.config import register
@@ -25,20 +26,6 @@ from gnnrl_lightning.models.resnet_cifar import resnet_cifar
 
 ROOT = Path(__file__).parents[1]
 QUICK: dict[str, Any] = {"agent": "closed_form", "finish": {"steps": 4}}
-
-
-class TwoInputs(nn.Module):
-    """Takes an image and a keyword argument, and gives a dict."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.image = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3))
-        self.depth = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU())
-        self.head = nn.Linear(32, 10)
-
-    def forward(self, image: Tensor, *, depth: Tensor, scale: float = 1.0) -> dict[str, Tensor]:
-        both = torch.cat([self.image(image).mean((2, 3)), self.depth(depth).mean((2, 3))], 1)
-        return {"scores": scale * self.head(both)}
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import gnnrl_lightning as gl
 from gnnrl_lightning.core.numbers import millions
-from gnnrl_lightning.library.notebook import shown
+from gnnrl_lightning.library.notebook import visible_bars
 
 QUICK: dict[str, Any] = {"agent": "closed_form", "finish": {"steps": 3}}
 X = F.interpolate(torch.rand(64, 3, 4, 4, generator=torch.Generator().manual_seed(0)), scale_factor=4, mode="bilinear")
@@ -401,6 +401,6 @@ def test_bars_are_text_where_widgets_cannot_be_shown(monkeypatch: pytest.MonkeyP
     shell = SimpleNamespace(display_pub=CapturingDisplayPublisher())
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
     monkeypatch.setattr(console, "is_jupyter", True)
-    with shown():
+    with visible_bars():
         assert not console.is_jupyter
     assert console.is_jupyter

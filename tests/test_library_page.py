@@ -16,26 +16,13 @@ from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 from torchvision.ops import box_iou
+from two_inputs import TwoInputs
 
 import gnnrl_lightning as gl
 from gnnrl_lightning.models.resnet_cifar import resnet_cifar
 
 PAGE = (Path(__file__).parents[1] / "docs" / "library.md").read_text()
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
-
-
-class RGBD(nn.Module):
-    """Takes an image and a keyword argument, and gives a dict."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.image = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3))
-        self.depth = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU())
-        self.head = nn.Linear(32, 10)
-
-    def forward(self, image: Tensor, *, depth: Tensor) -> dict[str, Tensor]:
-        both = torch.cat([self.image(image).mean((2, 3)), self.depth(depth).mean((2, 3))], 1)
-        return {"scores": self.head(both)}
 
 
 def blocks(heading: str) -> list[str]:
@@ -82,7 +69,7 @@ def two_inputs() -> dict[str, Any]:
     images = pictures(128, 16)
     depth = images[:, :1] - images[:, 1:2]
     example = ((), {"image": images[:1], "depth": depth[:1]})
-    return {"rgbd": RGBD().eval(), "images": images, "depth": depth, "example": example}
+    return {"rgbd": TwoInputs().eval(), "images": images, "depth": depth, "example": example}
 
 
 def detection() -> dict[str, Any]:

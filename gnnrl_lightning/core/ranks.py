@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from filelock import FileLock, Timeout
-from torch import distributed
+from torch import distributed, nn
 
 from gnnrl_lightning.core.checks import UserError
 
@@ -27,7 +27,7 @@ def agreed(value: T) -> T:
     Args:
         value: Anything that can be pickled, tensors on the CPU.
     """
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not _together():
         return value
     box = [value]
     distributed.broadcast_object_list(box, src=0)
@@ -36,7 +36,18 @@ def agreed(value: T) -> T:
 
 def is_first() -> bool:
     """Whether this process is the first of the ranks that were joined, or alone."""
-    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+    return not _together() or distributed.get_rank() == 0
+
+
+def hand_on_weights(network: nn.Module) -> None:
+    """Gives every rank the first one's tensors, in place: ranks whose loaders give them other data have others."""
+    if _together():
+        state = {name: value.cpu() for name, value in network.state_dict().items()}
+        network.load_state_dict(agreed(state))
+
+
+def _together() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from gnnrl_lightning.core.inputs import Inputs
-from gnnrl_lightning.core.ranks import agreed
+from gnnrl_lightning.core.ranks import agreed, hand_on_weights
 from gnnrl_lightning.evaluation.evaluator import Evaluator
 from gnnrl_lightning.evaluation.finished import Finished, finished
 from gnnrl_lightning.pruning.verify import verified
@@ -128,9 +128,8 @@ def deliver(
     learned = finished(evaluator, kept, final.network, batches(), settings.finish) if settings.finish.enabled else None
     if settings.refit.sequential and not learns_on and not (learned is not None and learned.taken):
         final = refitted_in_sequence(evaluator, kept, final)
-    for network in (final.network, *([learned.network] if learned is not None else [])):
-        # Ranks whose loaders give them other data have other weights: the first one's are handed on.
-        mine = {name: value.cpu() for name, value in network.state_dict().items()}
-        if (first := agreed(mine)) is not mine:
-            network.load_state_dict(first)
-    return Delivered(final, learned)
+    delivered = Delivered(final, learned)
+    hand_on_weights(final.network)
+    if delivered.finished:
+        hand_on_weights(delivered.network)
+    return delivered

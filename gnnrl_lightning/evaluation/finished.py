@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from gnnrl_lightning.core.copies import copied
 from gnnrl_lightning.core.inputs import Inputs, arguments_by_name, call, laid_out, tensors_in
@@ -78,21 +78,11 @@ def finished(
         None where the network cannot be run as a graph beside the unpruned one.
     """
     model, topology, judge = evaluator.model, evaluator.topology, evaluator.judge
-    try:
-        student = rewrite(model, topology, kept)
-        _copy_tensors(network, student)
-        with torch.no_grad():
-            pairs = zip(*(tensors_in(call(each.eval(), judge.example)) for each in (student, network)), strict=True)
-            differs = max(relative_error(mine, other) for mine, other in pairs)
-    except Exception as failure:  # where surgery was right nobody has tried the graph before
-        log.info("nothing is finished: %s does not run as a graph (%s)", type(network).__name__, failure)
+    student, fault = _student(evaluator, kept, network)
+    if fault := agreed(fault):
+        log.info("nothing is finished: %s", fault)
         return None
-    if differs > _SAME:
-        log.info("nothing is finished: as a graph %s differs by %.1e", type(network).__name__, differs)
-        return None
-    if not any(parameter.requires_grad for parameter in student.parameters()):
-        log.info("nothing is finished: all parameters are frozen")
-        return None
+    assert student is not None
     compared = targets(topology, topology.keep_mask(kept))
     log.info("finish: %d steps towards %d activations of the unpruned network", settings.steps, len(compared))
     layout = layout_to_learn(student, judge.example)
@@ -126,6 +116,25 @@ def finished(
     if found.rewards is not None and not found.taken:
         log.info("rewards before and after: %.2f, %.2f", *found.rewards)
     return found if found.taken else replace(found, network=network)
+
+
+def _student(evaluator: Evaluator, kept: list[list[int]], network: nn.Module) -> tuple[fx.GraphModule | None, str]:
+    """The network as a graph, and why it cannot learn as one; empty if it can."""
+    name = type(network).__name__
+    try:
+        student = rewrite(evaluator.model, evaluator.topology, kept)
+        _copy_tensors(network, student)
+        example = evaluator.judge.example
+        with torch.no_grad():
+            pairs = zip(*(tensors_in(call(each.eval(), example)) for each in (student, network)), strict=True)
+            differs = max(relative_error(mine, other) for mine, other in pairs)
+    except Exception as failure:  # where surgery was right nobody has tried the graph before
+        return None, f"{name} does not run as a graph ({failure})"
+    if differs > _SAME:
+        return student, f"as a graph {name} differs by {differs:.1e}"
+    if not any(parameter.requires_grad for parameter in student.parameters()):
+        return student, "all parameters are frozen"
+    return student, ""
 
 
 def _compared(evaluator: Evaluator, network: nn.Module, result: nn.Module, error: tuple[float, float]) -> Finished:

@@ -31,8 +31,8 @@ def settings_of(given: dict[str, Any], alongside: dict[str, Any]) -> SearchSetti
     names = [each.name for each in fields(SearchSettings)]
     if unknown := sorted(given.keys() - set(names)):
         raise UserError(f"search has no setting {', '.join(unknown)}; it has {', '.join(names)}.")
-    values = alongside | {name: int(x) if isinstance(x, Integral) else x for name, x in given.items()}
-    values |= {name: x for name, x in given.items() if isinstance(x, bool)}
+    whole = {name: int(x) for name, x in given.items() if isinstance(x, Integral) and not isinstance(x, bool)}
+    values = alongside | given | whole
     for name, kind in (("refit", RefitConfig), ("finish", FinishConfig)):
         if name not in values:
             continue

@@ -52,7 +52,7 @@ class Found:
     def rewards(self) -> dict[str, float]:
         """What the networks are worth on all reward data, see `SearchSettings.reward`; or their scores.
 
-        `original`, `pruned`, and `finished` where the finish was taken; measured once, when asked for first.
+        `original`, `pruned`, and `finished` where the finish was taken; measured at the end of the search.
         """
         networks = {"original": self.problem.prunable.original, "pruned": self.delivered.final.network}
         if self.delivered.finished:

@@ -8,7 +8,7 @@ import rich
 
 
 @contextmanager
-def shown() -> Iterator[None]:
+def visible_bars() -> Iterator[None]:
     """Lets bars be text where a cell's output is captured, as by `%%capture`: widgets cannot be shown there."""
     shell = sys.modules.get("IPython")
     running = shell.get_ipython() if shell is not None else None

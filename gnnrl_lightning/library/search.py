@@ -28,7 +28,7 @@ from gnnrl_lightning.library.checks import (
 from gnnrl_lightning.library.components import by_name, component, default
 from gnnrl_lightning.library.feeding import held
 from gnnrl_lightning.library.found import Found
-from gnnrl_lightning.library.notebook import shown
+from gnnrl_lightning.library.notebook import visible_bars
 from gnnrl_lightning.problem.problem import Problem, make_prunable
 from gnnrl_lightning.pruning.apply import make_plan
 from gnnrl_lightning.settings import SearchSettings
@@ -91,7 +91,7 @@ def search(
     given = {"agent": agent, "importance": importance, "recovery": recovery, "cost": cost}
     chosen = {group: default(group) if choice is None else choice for group, choice in given.items()}
     # The agent draws, a loader may, and so does the check of a network with dropout; the finish needs gradients.
-    with quiet(), isolate_rng(), torch.inference_mode(False), torch.enable_grad(), shown():
+    with quiet(), isolate_rng(), torch.inference_mode(False), torch.enable_grad(), visible_bars():
         return _search(model, data, budget, reward_data, score, chosen, settings)
 
 

@@ -92,8 +92,7 @@ def load_pruned(folder: Path | str, model: nn.Module | None = None, example: Inp
     except (SafetensorError, RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"{path} does not hold the weights of its plan: {reason}") from error
-    if example is None:
-        _check_scores(small, plan, path)
+    _check_scores(small, plan, path)
     return small.eval()
 
 
@@ -114,15 +113,19 @@ def _check_files(path: Path, plan: PruningPlan) -> None:
 def _check_scores(small: nn.Module, plan: PruningPlan, path: Path) -> None:
     """Raise UserError where the network computes something else than what was saved, as under another release."""
     wanted = plan.saved.get("scores")
-    found = None if wanted is None else _scores(small, plan)
-    if wanted is None or found is None:
-        return
-    for mine, saved in zip(found, wanted, strict=True):
-        size = max(map(abs, saved), default=0.0)
-        if any(not abs(a - b) <= _TOLERANCE * size for a, b in zip(mine, saved, strict=True)):
-            raise UserError(
-                f"{path} gives other scores than the network that was saved; load it with its own releases."
-            )
+    if wanted is not None and not _alike(_scores(small, plan), wanted):
+        raise UserError(f"{path} gives other scores than the network that was saved: its code has changed since.")
+
+
+def _alike(found: list[list[float]] | None, wanted: list[list[float]]) -> bool:
+    if found is None or list(map(len, found)) != list(map(len, wanted)):
+        return False
+    sizes = (max(map(abs, values), default=0.0) for values in wanted)
+    return all(
+        abs(a - b) <= _TOLERANCE * size
+        for mine, saved, size in zip(found, wanted, sizes, strict=True)
+        for a, b in zip(mine, saved, strict=True)
+    )
 
 
 def _scores(network: nn.Module, plan: PruningPlan) -> list[list[float]] | None:

@@ -79,10 +79,9 @@ class SizeExpressions:
             times = _quotient(values, each)
             if times in known:
                 return self._call(operator.mul, self._size(*place), self._size(*known[times]))
+        if (multiple := self._multiple(known, values)) is not None:
+            return multiple
         for each, place in known.items():
-            times = _quotient(values, each)
-            if times and len(set(times)) == 1:
-                return self._call(operator.mul, self._size(*place), times[0])
             parts = round(each[0] / values[0]) if values[0] else 0
             if parts > 1 and all(size // parts == value for size, value in zip(each, values, strict=True)):
                 return self._call(operator.floordiv, self._size(*place), parts)
@@ -92,12 +91,12 @@ class SizeExpressions:
                 return self._call(operator.add, self._size(*place), more.pop())
         for each, place in known.items():
             times = _quotient(values, each)
-            rest = times and self._integer_product(known, times)
+            rest = times and self._multiple(known, times)
             if rest:
                 return self._call(operator.mul, self._size(*place), rest)
         return None
 
-    def _integer_product(self, known: dict[Values, tuple[fx.Node, int]], values: Values) -> fx.Node | None:
+    def _multiple(self, known: dict[Values, tuple[fx.Node, int]], values: Values) -> fx.Node | None:
         """A multiple of a size."""
         for each, place in known.items():
             times = _quotient(values, each)

@@ -6,7 +6,7 @@ from torch import nn
 
 from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.core.inputs import Inputs
-from gnnrl_lightning.core.networks import check_model, unwrapped
+from gnnrl_lightning.core.networks import check_module, unwrapped
 from gnnrl_lightning.topology.attributes import note_attributes
 from gnnrl_lightning.topology.rules import propagate
 from gnnrl_lightning.topology.shuffle import fuse_shuffles, name_indices
@@ -46,8 +46,7 @@ def trace(
         raise UserError(f"min_keep={min_keep} must be in [0, 1], the fraction of its channels that a group keeps.")
     if isinstance(exclude, str):
         raise UserError(f"exclude={exclude!r} must be a list of regular expressions, e.g. exclude=[{exclude!r}].")
-    if not isinstance(model, nn.Module):
-        check_model(model)
+    check_module(model)
     program = read_program(unwrapped(model), example)
     name_indices(program)
     fuse_shuffles(program.graph)
