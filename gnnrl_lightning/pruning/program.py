@@ -233,7 +233,7 @@ def cut(tensor: Tensor, name: str, topology: Topology, mask: Tensor) -> Tensor:
         topology: Where the channels of each group lie.
         mask: Which slots stay, [slots].
     """
-    layout = _layout(tensor)
+    before = tensor
     for dimension in range(tensor.dim()):
         slots = topology.slots.get((name, dimension))
         if slots is None:
@@ -246,11 +246,11 @@ def cut(tensor: Tensor, name: str, topology: Topology, mask: Tensor) -> Tensor:
         else:  # the weight of a grouped convolution: each block of its rows reads channels of its own
             blocks = zip(tensor.chunk(len(stays)), stays, strict=True)
             tensor = torch.cat([rows.index_select(1, row.nonzero().flatten().to(rows.device)) for rows, row in blocks])
-    return tensor.contiguous(memory_format=layout)
+    return _laid_out_as(before, tensor)
 
 
-def _layout(tensor: Tensor) -> torch.memory_format:
-    """In which order a weight lies in memory, so that a smaller one lies likewise."""
-    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
-    last = layouts.get(tensor.dim(), torch.contiguous_format)
-    return last if tensor.is_contiguous(memory_format=last) and not tensor.is_contiguous() else torch.preserve_format
+def _laid_out_as(before: Tensor, tensor: Tensor) -> Tensor:
+    """A smaller tensor with channels last in memory where those of the larger one are."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(before.dim())
+    moved = last is not None and before.is_contiguous(memory_format=last) and not before.is_contiguous()
+    return tensor.contiguous(memory_format=last) if moved and last is not None else tensor

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from gnnrl_lightning.core.checks import UserError
 from gnnrl_lightning.core.inputs import Inputs, changed, drawn
-from gnnrl_lightning.pruning.compare import RELATIVE_TOLERANCE, error_of, evaluated
+from gnnrl_lightning.pruning.compare import RELATIVE_TOLERANCE, error_of, evaluated, floats
 from gnnrl_lightning.pruning.program import masked_output, run, tensors_of
 from gnnrl_lightning.pruning.size_expressions import FixedSizeError, SizeExpressions
 from gnnrl_lightning.topology import Topology
@@ -85,10 +85,11 @@ def _another_size(program: Program, network: nn.Module) -> Inputs | None:
         example = changed(resized(program.example, way), lambda x: x.float() if x.is_floating_point() else x)
         images = drawn(example, program.batch + 1, torch.Generator().manual_seed(0))
         try:
-            evaluated(network, images)
+            outputs = floats(evaluated(network, images))
         except Exception:  # whatever the network raises at such a size
             continue
-        return images
+        if all(output.isfinite().all() for output in outputs):
+            return images
     return None
 
 
@@ -108,7 +109,7 @@ def fault_at_another_size(
     """
     images = _another_size(topology.program, network)
     if images is None:
-        return "the network takes no other size"
+        return "the network takes no other size, or gives no finite numbers there"
     tensors = {name: value.detach().cpu() for name, value in tensors_of(network).items()}
     tensors = changed(tensors, lambda x: x.float() if x.is_floating_point() else x)
     try:
@@ -131,7 +132,7 @@ def _replace(topology: Topology, traces: list[Program]) -> None:
     sizes = SizeExpressions(program.graph)
     try:
         changes = _changes(sizes, traces)
-        follow = program.downstream(sizes.made)
+        follow = program.downstream(node for node, _, _ in changes)
         for name in topology.folds:
             if topology.labels.folded[name] in follow:
                 raise FixedSizeError(f"the weight {name} is computed for it")

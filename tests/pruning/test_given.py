@@ -139,3 +139,13 @@ def test_a_mistake_is_one_sentence(mistake: str) -> None:
     with pytest.raises(gl.UserError) as caught:
         call()
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_weights_that_lie_otherwise_in_memory() -> None:
+    model = Plain()
+    model.a.weight = nn.Parameter(model.a.weight.detach().permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0))
+    model.b.bias = nn.Parameter(torch.randn(16)[::2])
+    model.register_buffer("scale", torch.ones(1).expand(16))
+    assert not model.a.weight.is_contiguous() and not model.b.bias.is_contiguous()
+    small = gl.apply_plan(model, gl.uniform_plan(gl.trace(model, X), model))
+    assert isinstance(small, Plain) and small.a.weight.shape == (8, 3, 3, 3)

@@ -144,3 +144,29 @@ def test_another_size_survives_a_file_and_an_export(tmp_path: object) -> None:
     y = torch.randn(3, 3, 34, 70)
     for each in (loaded, exported):
         torch.testing.assert_close(each(y), masked(y), rtol=1e-4, atol=1e-5)
+
+
+class Stretched(nn.Module):
+    """Adds a table to prunable channels, stretched to their size: it cannot be one parameter for all sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.o = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Conv2d(16, 4, 1)
+        self.table = nn.Parameter(torch.randn(1, 16, 4, 4))
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        y = (y + F.interpolate(self.table, size=y.shape[2:])).relu()
+        u, v = y.split([8, 8], 1)
+        return self.o(torch.cat([self.b(u), v], 1))
+
+
+def test_a_folded_table_holds_for_one_size_and_says_so() -> None:
+    net = Stretched()
+    topology = gl.trace(net, torch.zeros(1, 3, 32, 32))
+    small = gl.apply_plan(net, gl.uniform_plan(topology, net, keep=0.5))
+    assert small(torch.zeros(2, 3, 32, 32)).shape == (2, 4, 32, 32)
+    with pytest.raises(AssertionError, match=r"this network takes 32×32 alone.*is computed for it"):
+        small(torch.zeros(2, 3, 64, 64))
